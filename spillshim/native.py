@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the native parts that were built into the package: the preloaded library, the probe, the simulated driver, the demo.
+
+Called by every command and by the tests. Rules: nothing is loaded into this process (the library is for others to
+preload); only the package itself and SPILLSHIM_LIBRARY are looked at, never the current folder or PATH.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+from spillshim.errors import SpillshimError
+
+LIBRARY_NAME = "libspillshim.so"
+# ld.so splits LD_PRELOAD at spaces and colons, LD_LIBRARY_PATH at colons and semicolons, and expands $ORIGIN and the like
+# in both; there is no way to quote any of them, and a name it does not understand is ignored silently.
+_UNSAFE_FOR_LOADER = frozenset(" \t\n:;$")
+
+
+def _packaged(*parts: str) -> Path:
+    """Path of a file or folder of the installed package (editable installs too), whether it exists or not."""
+    found = resources.files("spillshim")
+    for part in parts:
+        found = found / part
+    return Path(str(found))
+
+
+def _required(path: Path, what: str) -> Path:
+    if not path.exists():
+        raise SpillshimError(
+            f"{what} is not there: {path}",
+            "The native parts are built at installation: run `pip install .` (or `pip install -e .`) in the source tree.",
+        )
+    return path
+
+
+def library() -> Path:
+    """Absolute path of libspillshim.so: SPILLSHIM_LIBRARY, else the package's. Raises SpillshimError when it is missing or
+    unreadable, because ld.so would only warn and run the program without it."""
+    override = os.environ.get("SPILLSHIM_LIBRARY")
+    path = Path(os.path.abspath(override)) if override else _packaged(LIBRARY_NAME)
+    origin = f"SPILLSHIM_LIBRARY={override}" if override else "the spillshim package"
+    if not path.exists():
+        raise SpillshimError(
+            f"the library to preload is not there: {path} (from {origin})",
+            "Unset SPILLSHIM_LIBRARY or point it to a libspillshim.so."
+            if override
+            else "Run `pip install .` (or `pip install -e .`) in the source tree: it builds the library.",
+        )
+    if not path.is_file():
+        raise SpillshimError(f"the library to preload is not a file: {path} (from {origin})")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise SpillshimError(
+            f"the library to preload cannot be read: {path} ({error.strerror}; from {origin})",
+            f"Make it and the folders above it readable: chmod a+r '{path}'",
+        ) from error
+    if magic != b"\x7fELF":
+        raise SpillshimError(f"the library to preload is not an ELF file: {path} (from {origin})")
+    return path
+
+
+def probe() -> Path:
+    """Path of the spillshim-probe executable (finds out, in a process of its own, what the driver can do)."""
+    return _required(_packaged("spillshim-probe"), "the driver probe")
+
+
+def sim_dir() -> Path:
+    """Folder with the simulated driver: libcuda.so.1, libnvidia-ml.so.1, libcudart.so.13."""
+    return _required(_packaged("sim", "libcuda.so.1"), "the simulated driver").parent
+
+
+def sim_include() -> Path:
+    """Folder with simk.h, for companion kernels."""
+    return _required(_packaged("sim", "include", "simk.h"), "the header of companion kernels").parent
+
+
+def demo_dir() -> Path:
+    """Folder with the demo decoder and its kernels."""
+    return _required(_packaged("demo", "decoder"), "the demo program").parent
+
+
+def abi() -> ModuleType | None:
+    """The cffi module made from spillshim_abi.h, or None when this installation has none that loads."""
+    try:
+        from spillshim import _abi  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return _abi
+
+
+def _private_folder() -> Path:
+    """A folder of this user alone, whose name the loader understands: where links to awkward paths are put."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    for base in (runtime, "/tmp"):
+        if not base or not os.path.isdir(base) or _UNSAFE_FOR_LOADER & set(base):
+            continue
+        folder = Path(base) / ("spillshim" if base == runtime else f"spillshim-{os.getuid()}")
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            info = folder.lstat()
+        except OSError:
+            continue
+        # Someone else's folder (or a link) here could swap the library under us.
+        if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="spillshim-", dir="/tmp"))
+
+
+def loader_safe(path: Path) -> Path:
+    """`path` itself, or a link to it without the characters at which ld.so would split it (spaces, colons, ...).
+
+    The link keeps the file's name, is the same for the same target, and lies in a folder that only this user can write.
+    """
+    if not _UNSAFE_FOR_LOADER & set(str(path)):
+        return path
+    folder = _private_folder() / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # The last part may be the awkward one: then a neutral name stands for it.
+    link = folder / (path.name if not _UNSAFE_FOR_LOADER & set(path.name) else "target" + "".join(path.suffixes[-1:]))
+    if link.is_symlink() and os.readlink(link) == str(path):
+        return link
+    fresh = folder / f".{os.getpid()}"
+    fresh.symlink_to(path)
+    os.replace(fresh, link)
+    return link

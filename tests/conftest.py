@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: where the native parts are, a clean environment, a compiler, and `run_sim`.
+
+The parts are those of the installed package; SPILLSHIM_TEST_NATIVE=FOLDER takes a folder of the same layout instead
+(`cmake --install BUILD --prefix X` makes X/spillshim), SPILLSHIM_TEST_{LIBRARY,PROBE,SIM,DEMO} single parts of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the longer members (marker `slow`); `scripts/test --ci` does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: a longer member of the suite, run by `scripts/test --ci`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="longer member: run with --slow (scripts/test --ci)"))
+
+
+# --- where things are ---------------------------------------------------------------------------------------------
+
+
+def _part(variable: str, *parts: str) -> Path:
+    override = os.environ.get(f"SPILLSHIM_TEST_{variable}")
+    if override:
+        path = Path(override).resolve()
+    elif os.environ.get("SPILLSHIM_TEST_NATIVE"):
+        path = Path(os.environ["SPILLSHIM_TEST_NATIVE"]).resolve().joinpath(*parts)
+    else:
+        from importlib import resources
+
+        path = Path(str(resources.files("spillshim").joinpath("/".join(parts))))
+    if not path.exists():
+        pytest.fail(f"native part not built: {path} (pip install -e ., or set SPILLSHIM_TEST_{variable})", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def native_dir() -> Path:
+    """The folder that holds libspillshim.so, spillshim-probe, sim/ and demo/."""
+    return _part("LIBRARY", "libspillshim.so").parent
+
+
+@pytest.fixture(scope="session")
+def libspillshim() -> Path:
+    """The library under test."""
+    return _part("LIBRARY", "libspillshim.so")
+
+
+@pytest.fixture(scope="session")
+def probe_path() -> Path:
+    return _part("PROBE", "spillshim-probe")
+
+
+@pytest.fixture(scope="session")
+def sim_dir() -> Path:
+    """The folder of the simulated libcuda.so.1, libnvidia-ml.so.1, libcudart.so.13."""
+    return _part("SIM", "sim")
+
+
+@pytest.fixture(scope="session")
+def sim_include() -> Path:
+    """The folder of simk.h."""
+    return _part("SIM_INCLUDE", "sim", "include")
+
+
+@pytest.fixture(scope="session")
+def demo_dir() -> Path:
+    return _part("DEMO", "demo")
+
+
+@pytest.fixture(scope="session")
+def cuda_include() -> Path:
+    """The folder of cuda.h and nvml.h (PyPI wheels of the test extra, or SPILLSHIM_TEST_CUDA_INCLUDE)."""
+    override = os.environ.get("SPILLSHIM_TEST_CUDA_INCLUDE")
+    candidates = [Path(override)] if override else []
+    try:
+        import nvidia.cu13  # type: ignore[import-not-found]
+
+        candidates += [Path(entry) / "include" for entry in nvidia.cu13.__path__]
+    except ImportError:
+        pass
+    for folder in candidates:
+        if (folder / "cuda.h").is_file():
+            return folder
+    pytest.fail("cuda.h not found: pip install -e .[test], or set SPILLSHIM_TEST_CUDA_INCLUDE", pytrace=False)
+
+
+# --- a clean environment ------------------------------------------------------------------------------------------
+
+_OURS = ("SPILLSHIM_", "SIMGPU_", "CUDA_", "LD_", "ASAN_", "TSAN_")
+
+
+@pytest.fixture
+def clean_env() -> dict[str, str]:
+    """This process's environment without anything that would change how a program under test is loaded or behaves."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    kept["NO_COLOR"] = "1"
+    return kept
+
+
+# --- running programs on the simulated driver ---------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """How a program ended: `stats` holds the JSON objects that the shim appended at exit, one a process."""
+
+    argv: list[str]
+    returncode: int
+    stdout: str
+    stderr: str
+    stats: list[dict[str, Any]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.argv} ended with {self.returncode}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+    def ok(self) -> "Result":
+        """Self, or a failed assertion that shows the program's output."""
+        assert self.returncode == 0, str(self)
+        return self
+
+
+def read_stats(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in a stats or observe file (one a line)."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+class SimRunner:
+    """Runs programs on one simulated machine, private to a test: `run_sim(argv, vram="1G")`.
+
+    Calls in one test share the machine (its VRAM and RAM budgets) unless they name another with sim={"NAME": ...}.
+    """
+
+    def __init__(self, library: Path, sim: Path, base_env: Mapping[str, str], tmp_path: Path) -> None:
+        self.library = library
+        self.sim = sim
+        self.base_env = dict(base_env)
+        self.tmp_path = tmp_path
+        self.name = f"t{os.getpid()}-{uuid.uuid4().hex[:10]}"
+        self.state_dir = tmp_path / "spillshim-state"
+        self.stats_file = tmp_path / "stats.jsonl"
+        self._started: list[subprocess.Popen[str]] = []
+
+    def env(
+        self,
+        vram: str = "8G",
+        ram: str = "16G",
+        shim: bool = True,
+        env: Mapping[str, str] | None = None,
+        sim: Mapping[str, str] | None = None,
+    ) -> dict[str, str]:
+        """The environment such a program gets. `env` wins over everything; sim={"HOST_VMM": "none"} sets SIMGPU_HOST_VMM."""
+        made = dict(self.base_env)
+        made["LD_LIBRARY_PATH"] = str(self.sim)
+        made.update(SIMGPU_VRAM=vram, SIMGPU_RAM=ram, SIMGPU_NAME=self.name)
+        made.update({f"SIMGPU_{key}": str(value) for key, value in (sim or {}).items()})
+        made["SPILLSHIM_STATE_DIR"] = str(self.state_dir)
+        if shim:
+            made["LD_PRELOAD"] = str(self.library)
+            made["SPILLSHIM_STATS"] = str(self.stats_file)
+        made.update(env or {})
+        return made
+
+    def start(self, argv: Sequence[str | Path], *, cwd: Path | None = None, stdin: int | None = subprocess.DEVNULL, **how: Any):
+        """Start without waiting; `how` as for env(). Finish with finish(process), or the test's end kills it."""
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
+        process = subprocess.Popen(
+            [str(part) for part in argv],
+            env=self.env(**how),
+            cwd=cwd or self.tmp_path,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that a timeout ends the whole tree
+        )
+        self._started.append(process)
+        return process
+
+    def finish(self, process: "subprocess.Popen[str]", timeout: float = 60, input: str | None = None) -> Result:
+        """Wait for a started program. A timeout (seconds) kills its whole tree and fails the test."""
+        try:
+            out, err = process.communicate(input=input, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self._kill(process)
+            out, err = process.communicate()
+            pytest.fail(f"{process.args} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}", pytrace=False)
+        return Result(list(map(str, process.args)), process.returncode, out, err, read_stats(self.stats_file))
+
+    def __call__(self, argv: Sequence[str | Path], *, timeout: float = 60, input: str | None = None, **how: Any) -> Result:
+        """Run to the end. The stats of this call alone are in the result (the file is emptied before)."""
+        self.stats_file.unlink(missing_ok=True)
+        process = self.start(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL, **how)
+        return self.finish(process, timeout, input)
+
+    @staticmethod
+    def _kill(process: "subprocess.Popen[str]") -> None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                self._kill(process)
+                process.communicate()
+        # A killed program cannot remove the simulated machine it shared.
+        for left in Path("/dev/shm").glob(f"simgpu-{os.getuid()}-{self.name}*"):
+            left.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def run_sim(libspillshim: Path, sim_dir: Path, clean_env: dict[str, str], tmp_path: Path):
+    """`run_sim(argv, vram="1G", ram="4G", shim=True, env={}, sim={}, timeout=60)` -> Result. See SimRunner."""
+    runner = SimRunner(libspillshim, sim_dir, clean_env, tmp_path)
+    yield runner
+    runner.close()
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def c_program(request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """`c_program(source, link_libcuda=True, flags=(), shared=False)` -> path of the built program.
+
+    `source` is a path (relative ones lie in tests/programs) or C source text. Built with gcc (g++ for .cc/.cpp/.cu), kept
+    between runs under a key of everything that goes in: the preprocessed source, the flags, the compiler.
+    """
+    cache = request.config.cache.mkdir("c_programs")
+
+    def build(
+        source: str | Path,
+        *,
+        link_libcuda: bool = True,
+        flags: Sequence[str] = (),
+        shared: bool = False,
+        name: str | None = None,
+    ) -> Path:
+        text_given = isinstance(source, str) and "\n" in source
+        if text_given:
+            stem = name or "inline"
+            path = cache / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.c"
+            path.write_text(source)
+        else:
+            path = Path(source) if Path(source).is_absolute() else PROGRAMS / source
+            stem = name or path.stem
+        compiler = "g++" if path.suffix in {".cc", ".cpp", ".cu"} else "gcc"
+        includes = [f"-I{request.getfixturevalue('cuda_include')}", f"-I{PROGRAMS}"]
+        command = [compiler, "-g", "-O1", "-Wall", "-pthread", *includes, *(["-shared", "-fPIC"] if shared else [])]
+        links: list[str] = []
+        if link_libcuda:
+            sim = request.getfixturevalue("sim_dir")
+            links = [f"-L{sim}", "-l:libcuda.so.1"]
+        compile_flags = [flag for flag in flags if not flag.startswith(("-l", "-L", "-Wl,"))]
+        preprocessed = subprocess.run(
+            [*command, *compile_flags, "-E", str(path)], capture_output=True, check=False, timeout=60
+        )
+        if preprocessed.returncode:
+            pytest.fail(f"cannot preprocess {path}:\n{preprocessed.stderr.decode()}", pytrace=False)
+        version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, check=True).stdout
+        key = hashlib.sha256(b"\0".join([preprocessed.stdout, version, repr((command, flags, links)).encode()])).hexdigest()[:20]
+        target = cache / key / (f"{stem}.so" if shared else stem)
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        built = subprocess.run(
+            [*command, *compile_flags, str(path), "-o", str(partial), *[f for f in flags if f not in compile_flags], *links, "-ldl"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if built.returncode:
+            pytest.fail(f"cannot compile {path}:\n{built.stderr}", pytrace=False)
+        os.replace(partial, target)
+        return target
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str], str]:
+    """`need("strace")` -> its path, or the test is skipped with the reason (scripts/test installs it when it may)."""
+
+    def find(tool: str) -> str:
+        path = shutil.which(tool)
+        if not path:
+            pytest.skip(f"{tool} is not installed (Debian package {tool})")
+        return path
+
+    return find
