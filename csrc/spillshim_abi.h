@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The contract between the preloaded library and Python: layouts in shared memory and the functions of the cffi module
+ * `spillshim._abi`. Read by both sides: by the C compiler, and by cffi between the two marker comments.
+ * Rules: fixed-width fields only; a change of layout raises SPILL_ABI_VERSION; the offsets are asserted below. */
+#ifndef SPILLSHIM_ABI_H
+#define SPILLSHIM_ABI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define SPILL_ABI_VERSION 1
+#define SPILL_LEDGER_SLOTS 256
+#define SPILL_LEDGER_DEVICES 8
+
+/* What one process holds on one device, in bytes. `key` is a hash of the device's UUID: ordinals differ between
+ * processes. Written by the owner alone, read by all. */
+struct spill_ledger_device {
+    uint64_t key;
+    uint64_t vram; /* allocated through the driver or by us, in VRAM */
+    uint64_t ram;  /* spilled: pinned RAM that stands in for VRAM */
+};
+
+/* One process. A slot whose pid is 0 is free; it is live while its owner holds the file lock on the slot's bytes. */
+struct spill_ledger_slot {
+    uint32_t pid;
+    uint32_t reserved_field;
+    uint64_t job;          /* processes of one job share a VRAM limit */
+    uint64_t ram_asked;    /* admitted by the budget, bytes */
+    uint64_t ram_pinned;   /* of these, already pinned */
+    uint64_t padding[4];
+    struct spill_ledger_device device[SPILL_LEDGER_DEVICES];
+};
+
+/* The file <state dir>/ledger: what all processes of one user hold. Slots are claimed and RAM is asked for under an
+ * exclusive flock of the file; a dead process's slot is taken back by whoever holds the lock next. */
+struct spill_ledger_file {
+    uint32_t magic;
+    uint32_t version;
+    uint64_t padding[7];
+    struct spill_ledger_slot slot[SPILL_LEDGER_SLOTS];
+};
+
+/* Sums over the live processes of a ledger. */
+struct spill_ledger_sum {
+    uint64_t processes;
+    uint64_t ram_asked;
+    uint64_t ram_pinned;
+    uint64_t vram_of_job; /* on the device and in the job that were asked for */
+    uint64_t ram_on_device;
+};
+
+/* How the bytes of a new region are to be divided. All in bytes. */
+struct spill_place_in {
+    uint64_t size;        /* of the region, a multiple of the granularity */
+    uint64_t vram_free;   /* what the driver (or the limit) still has */
+    uint64_t vram_total;  /* the device's VRAM (or the limit) */
+    uint64_t headroom;    /* never used by a region */
+    uint64_t holdback;    /* not used by a region that exceeds half of vram_total */
+    uint64_t chunk;       /* chunk size of the greater part */
+    uint64_t spill_chunk; /* chunk size of the lesser part */
+    uint64_t granularity; /* 2 MiB on every device known */
+};
+
+struct spill_place_out {
+    uint64_t vram;        /* bytes of the region that go to VRAM */
+    uint64_t ram;         /* the rest */
+    uint64_t vram_chunk;  /* largest chunk of each part */
+    uint64_t ram_chunk;
+};
+
+/* One chunk of a layout, in order of address. tier: 0 VRAM, 1 RAM. */
+struct spill_layout_step {
+    uint64_t offset;
+    uint64_t size;
+    uint32_t tier;
+    uint32_t reserved_field;
+};
+
+/* Divide a region (pure; csrc/tiering/placement.c). */
+void spill_place(const struct spill_place_in *in, struct spill_place_out *out);
+/* The chunks of that division, evenly spread; at most `max` are written, the full number is returned. */
+uint64_t spill_layout(const struct spill_place_in *in, const struct spill_place_out *out,
+                      struct spill_layout_step *steps, uint64_t max);
+
+/* Read-only view of the ledger in folder `dir` (NULL: the default). Returns the number of live processes copied to
+ * `slots` (at most SPILL_LEDGER_SLOTS), or -errno. */
+int spill_ledger_read(const char *dir, struct spill_ledger_slot *slots);
+
+/* The hook table and the environment table, for documentation and tests. */
+uint32_t spill_hook_count(void);
+const char *spill_hook_symbol(uint32_t index);
+const char *spill_hook_name(uint32_t index);
+uint32_t spill_hook_version(uint32_t index);
+uint32_t spill_hook_flags(uint32_t index);
+uint32_t spill_env_count(void);
+const char *spill_env_name(uint32_t index);
+const char *spill_env_type(uint32_t index);
+const char *spill_env_default(uint32_t index);
+const char *spill_env_help(uint32_t index);
+/* cffi: end */
+
+#define SPILL_LEDGER_MAGIC 0x4c4c5053u /* "SPLL" */
+
+_Static_assert(sizeof(struct spill_ledger_device) == 24, "ledger device");
+_Static_assert(sizeof(struct spill_ledger_slot) == 64 + 24 * SPILL_LEDGER_DEVICES, "ledger slot");
+_Static_assert(__builtin_offsetof(struct spill_ledger_slot, device) == 64, "ledger slot devices");
+_Static_assert(__builtin_offsetof(struct spill_ledger_file, slot) == 64, "ledger header");
+_Static_assert(sizeof(struct spill_layout_step) == 24, "layout step");
+
+#endif

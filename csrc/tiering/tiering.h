@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The tiering engine: managed memory whose bytes may live in VRAM or in RAM under one address. Called by shim/hook_*.c
+ * and by unit tests; knows no hooks and no environment.
+ *
+ * Glossary
+ *   arena    one device address reservation for all managed memory, in granules of 2 MiB
+ *   region   what the application got from one allocation; never moves; [base, base + size)
+ *   chunk    a part of a region that is backed by one handle, mapped whole; lies in exactly one tier
+ *   backing  that handle: physical memory from the driver, in VRAM or in pinned RAM; pooled when freed
+ *   fixed    a region outside the arena, one cuMemHostAlloc buffer: for drivers that cannot map host handles
+ *   limbo    freed by the application, not yet by the GPU
+ *
+ * Rules
+ *   - one owner each: the arena owns addresses, a region its chunks, a chunk its backing;
+ *   - a step that fails is unwound completely before the error is answered;
+ *   - budgets are asked before bytes are pinned, and given back after they are released;
+ *   - look-ups by address take no lock: an address that an application may legally use is in no state of change;
+ *   - everything else happens under the one engine lock (spill_lock). Lock order: engine, native table, ledger.
+ */
+#ifndef SPILL_TIERING_H
+#define SPILL_TIERING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shim/driver.h"
+#include "spillshim_abi.h"
+
+enum { SPILL_GRANULE_SHIFT = 21, SPILL_MAX_DEVICES = 16 };
+#define SPILL_GRANULE ((uint64_t)1 << SPILL_GRANULE_SHIFT)
+
+enum spill_tier { SPILL_VRAM, SPILL_RAM };
+
+/* How RAM is given to the GPU. Chunks need one of the first two; HOSTALLOC makes fixed regions. */
+enum spill_backend {
+    SPILL_BACKEND_UNPROBED,
+    SPILL_BACKEND_HOST_NUMA,
+    SPILL_BACKEND_HOST,
+    SPILL_BACKEND_HOSTALLOC,
+    SPILL_BACKEND_NONE,
+};
+
+/* What the probe found. */
+struct spill_probe_result {
+    enum spill_backend backend;
+    int numa;        /* node of HOST_NUMA backings */
+    bool mixed_copy; /* one copy may span VRAM and RAM */
+};
+
+/* Settings of the engine. Filled by shim/settings.c. */
+struct spill_settings {
+    bool spill;           /* false: never use RAM */
+    bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
+    bool exportable;      /* spill cuMemCreate requests for exportable handles too */
+    uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
+    uint64_t chunk, spill_chunk;
+    uint64_t host_limit;  /* bytes that all processes of this user may pin */
+    uint64_t ram_reserve; /* bytes of RAM never pinned */
+    uint64_t job;
+    const char *state_dir; /* of the ledger; "" for the default */
+    const char *proc_root; /* "" for the machine's own /proc and /sys */
+    /* Device-dependent amounts: bytes, of `total` bytes of VRAM. */
+    uint64_t (*vram_limit)(uint64_t total);
+    uint64_t (*headroom)(uint64_t total);
+    uint64_t (*holdback)(uint64_t total);
+    /* Find the backend, in a child process; called once, at the first byte that has to spill. */
+    void (*probe)(int device, struct spill_probe_result *out);
+};
+
+/* 24 bytes a chunk; `start` and `length` in granules, from the region's base. */
+struct spill_chunk {
+    CUmemGenericAllocationHandle handle;
+    uint32_t start;
+    uint32_t length;
+    uint8_t tier;
+    uint8_t spare[7];
+};
+
+struct spill_region {
+    CUdeviceptr base;
+    uint64_t size;   /* what the application asked for, bytes */
+    uint64_t mapped; /* size rounded up to granules; of a fixed region: size */
+    struct spill_chunk *chunks;
+    uint32_t chunk_count; /* 0 for a fixed region */
+    uint32_t generation;  /* raised whenever the slot is used again */
+    CUcontext ctx;        /* current when it was allocated */
+    uint64_t buffer_id;   /* unique in the process; CU_POINTER_ATTRIBUTE_BUFFER_ID */
+    uint64_t ram_bytes;   /* of `mapped` */
+    uint32_t index;       /* of the slot */
+    int device;
+    bool live; /* false: free slot */
+    bool fixed;
+    bool limbo;
+    bool sync_memops;
+};
+
+/* Counters of the process, for the summary; bytes. Written under the engine lock, read without. */
+struct spill_stats {
+    uint64_t managed_count, managed_bytes, managed_peak;
+    uint64_t native_count, native_bytes, native_peak;
+    uint64_t spilled_count, spilled_bytes, spilled_peak, spilled_total;
+    uint64_t vram_bytes, vram_peak;
+    uint64_t share_ram, share_all; /* bytes in RAM and in all when the bytes in RAM peaked */
+    uint64_t oom_count;
+};
+
+/* ---- engine.c ---- */
+
+/* Once per process, before anything else here. */
+void spill_engine_start(const struct spill_settings *settings);
+const struct spill_settings *spill_settings(void);
+struct spill_stats *spill_stats(void);
+void spill_lock(void);
+void spill_unlock(void);
+
+/* Allocate `size` bytes for the current context, in VRAM, in RAM or in both. CUDA_ERROR_OUT_OF_MEMORY where neither has
+ * room, or the budget says no, as the driver would have answered. */
+CUresult spill_alloc(size_t size, CUdeviceptr *out);
+/* Free a region at once: waits until its context is idle, as the driver's cuMemFree does. */
+CUresult spill_free(struct spill_region *region);
+/* Release a region's memory and addresses; the GPU must be done with it. Under the engine lock. */
+void spill_region_release(struct spill_region *region);
+/* Forget every region of a context that the application destroyed. */
+void spill_discard_context(CUcontext ctx);
+/* A driver call answered out-of-memory: give back what is only kept for reuse. True if something was given back. */
+bool spill_reclaim(int device);
+/* soft out-of-memory: true if this allocation of `size` bytes, which would spill, must fail once. */
+bool spill_soft_oom(size_t size);
+/* In the child of a fork: everything passes through from now on, nothing is touched. */
+void spill_after_fork(void);
+bool spill_dead(void);
+
+/* ---- device.c: what is known of each device, and how much of it is used ---- */
+
+struct spill_device {
+    uint64_t key;      /* hash of the UUID, the ledger's key */
+    uint64_t total;    /* the device's VRAM */
+    uint64_t limit;    /* VRAM that this job may use: total or less */
+    uint64_t headroom, holdback;
+    uint64_t vram_used, ram_used; /* by this process, bytes */
+    uint64_t hbm_rate; /* bytes per second by clock and bus width; 0: unknown */
+    bool vmm;          /* supports virtual memory management */
+    int numa;          /* nearest NUMA node, 0 where there is none */
+    int peer_count;
+    int peers[SPILL_MAX_DEVICES]; /* devices that can address this one's memory, itself first */
+};
+
+/* Facts about device `device`, found out at the first call; NULL if there is none. */
+struct spill_device *spill_device(int device);
+/* Device of the current context, or the driver's error. */
+CUresult spill_current_device(int *device);
+/* VRAM that new allocations may still take on the current context's device: *usable under the limit (no headroom taken
+ * off), *device_free as the driver says. Bytes. */
+CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free);
+/* True unless `bytes` more would exceed the job's limit. Asks nothing of the driver. */
+bool spill_vram_allows(int device, uint64_t bytes);
+/* Record that this process holds so many bytes more (or less); updates ledger and peaks. */
+void spill_account(int device, int64_t vram, int64_t ram);
+
+/* ---- arena.c ---- */
+
+/* Addresses for `bytes` (a multiple of the granule) in *out. The first call reserves the arena. */
+CUresult spill_arena_take(uint64_t bytes, CUdeviceptr *out);
+void spill_arena_give(CUdeviceptr base, uint64_t bytes);
+/* Point the granules of a region at its slot; UINT32_MAX clears them. */
+void spill_arena_mark(CUdeviceptr base, uint64_t bytes, uint32_t index);
+/* Slot of an address, UINT32_MAX if it is in no region of the arena. No lock. */
+uint32_t spill_arena_slot(CUdeviceptr p);
+bool spill_arena_contains(CUdeviceptr p);
+
+/* ---- region.c ---- */
+
+/* A slot with room for `chunks` chunks; NULL without memory. */
+struct spill_region *spill_region_new(uint32_t chunks);
+/* Make a region findable by address, and the reverse. */
+void spill_region_publish(struct spill_region *region);
+void spill_region_withdraw(struct spill_region *region);
+/* The slot becomes free; its generation is raised. */
+void spill_region_recycle(struct spill_region *region);
+/* The region that holds address `p`, or NULL. Takes no lock for the arena. */
+struct spill_region *spill_region_find(CUdeviceptr p);
+/* Call `visit` for every live region; under the engine lock. */
+void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg);
+/* Length of the run of bytes from `p` (inside `region`) that lies in one tier, at most `limit`; its tier in *tier. */
+uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint64_t limit, enum spill_tier *tier);
+
+/* ---- backing.c ---- */
+
+/* Physical memory: from the pool if one of that size is there, else from the driver. */
+CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out);
+/* Back to the pool, or to the driver when the pool is full. */
+void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
+/* Empty the pool; true if there was something in it. */
+bool spill_backing_trim(void);
+/* What the probe found; the first call probes. */
+const struct spill_probe_result *spill_backend(int device);
+/* The same without probing: UNPROBED if nothing has had to spill yet. */
+enum spill_backend spill_backend_known(void);
+const char *spill_backend_name(enum spill_backend backend);
+/* Location of a host backing under the present backend. */
+CUmemLocation spill_host_location(void);
+
+/* ---- budget.c: how much RAM may be pinned ---- */
+
+/* Ask for `bytes`. False when the user's limit, MemAvailable less the reserve, or the cgroup says no; `why` then holds a
+ * phrase with the numbers. What was granted is given back with spill_budget_give. */
+bool spill_budget_ask(uint64_t bytes, char why[160]);
+/* So many of the granted bytes are pinned now: MemAvailable shows them from here on. */
+void spill_budget_pinned(uint64_t bytes);
+void spill_budget_give(uint64_t asked, uint64_t pinned);
+/* True while pinning may go on: MemAvailable is still above half of the reserve. */
+bool spill_budget_holds(void);
+/* Most RAM that can ever stand in for VRAM: the same in all processes of the user. */
+uint64_t spill_budget_ceiling(void);
+/* The ledger, joined at the first call. Never NULL; empty if it could not be joined. */
+struct spill_ledger *spill_budget_ledger(void);
+bool spill_budget_joined(void);
+/* Give the slot back (exit) or let go of the parent's (fork). */
+void spill_budget_leave(bool forked);
+
+/* ---- limbo.c ---- */
+
+/* Free `region` after the work now queued on `stream`. */
+CUresult spill_free_async(struct spill_region *region, CUstream stream, bool ptsz);
+/* Free it at the next sweep outside a capture: a cuMemFree while something is captured cannot wait for the device. */
+void spill_limbo_defer(struct spill_region *region);
+/* Release what the GPU has finished with; `wait`: wait for all of it. Under the engine lock. True if any was released. */
+bool spill_limbo_sweep(bool wait);
+/* True if a sweep could release something; takes no lock. */
+bool spill_limbo_any(void);
+/* Drop the entries of a region whose context is gone. */
+void spill_limbo_forget(const struct spill_region *region);
+/* The number of captures under way in the process; changed by the capture hooks. */
+void spill_capture_count(int change);
+bool spill_capturing(void);
+
+/* ---- native.c: allocations that stayed with the driver ---- */
+
+void spill_native_add(CUdeviceptr p, uint64_t bytes, int device);
+/* Forget the allocation at `p`; false if it isn't in the table. */
+bool spill_native_remove(CUdeviceptr p);
+/* The application's own handles (cuMemCreate): bytes count until released and unmapped. */
+void spill_handle_add(CUmemGenericAllocationHandle handle, uint64_t bytes, int device, enum spill_tier tier);
+void spill_handle_retain(CUmemGenericAllocationHandle handle);
+void spill_handle_release(CUmemGenericAllocationHandle handle);
+void spill_handle_map(CUmemGenericAllocationHandle handle, CUdeviceptr at, uint64_t bytes);
+void spill_handle_unmap(CUdeviceptr at, uint64_t bytes);
+/* Everything native on `device` is gone (primary context reset). */
+void spill_native_discard(int device);
+
+#endif
