@@ -116,19 +116,24 @@ def _private_folder() -> Path:
 
 
 def loader_safe(path: Path) -> Path:
-    """`path` itself, or a link to it without the characters at which ld.so would split it (spaces, colons, ...).
+    """`path` itself, or the same through a link without the characters at which ld.so would split it (spaces, colons, ...).
 
-    The link keeps the file's name, is the same for the same target, and lies in a folder that only this user can write.
+    The link stands for the folder, so that a file's neighbours (the probe beside the library) are found through it too;
+    it is the same for the same target, and lies in a folder that only this user can write.
     """
     if not _UNSAFE_FOR_LOADER & set(str(path)):
         return path
-    folder = _private_folder() / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    folder.mkdir(mode=0o700, exist_ok=True)
-    # The last part may be the awkward one: then a neutral name stands for it.
-    link = folder / (path.name if not _UNSAFE_FOR_LOADER & set(path.name) else "target" + "".join(path.suffixes[-1:]))
-    if link.is_symlink() and os.readlink(link) == str(path):
-        return link
-    fresh = folder / f".{os.getpid()}"
-    fresh.symlink_to(path)
-    os.replace(fresh, link)
+    folder = _private_folder()
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    if path.is_dir() or _UNSAFE_FOR_LOADER & set(path.name):
+        return _link(folder / f"{digest}{'' if path.is_dir() else '.so'}", path)
+    return _link(folder / digest, path.parent) / path.name
+
+
+def _link(link: Path, target: Path) -> Path:
+    if not (link.is_symlink() and os.readlink(link) == str(target)):
+        fresh = link.with_name(f".{link.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        os.replace(fresh, link)  # atomic: another run may be starting through the old link
     return link

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`spillshim run [OPTIONS] -- PROGRAM [ARGS]`: become the program, with the shim preloaded.
+
+Everything that can be refused is refused before exec; after it, pid, signals and exit code are the program's own.
+"""
+
+from __future__ import annotations
+
+import click
+
+from spillshim import launch, program
+from spillshim.cli.options import CommandAfterDashes, settings, shim_options
+
+
+@click.command("run", cls=CommandAfterDashes)
+@shim_options
+@click.option("--force", is_flag=True, help="Run the program even if the shim cannot be loaded into it.")
+@click.pass_context
+def command(ctx: click.Context, sim: dict[str, str] | None, force: bool) -> None:
+    """Run PROGRAM; what does not fit into VRAM goes to pinned host memory.
+
+    Sizes are 8G, 512M, 1.5T (1024-based) or, of what the option limits, 90%. The program keeps this process's id, gets the
+    signals sent to it, and its exit code is returned; spillshim's own are 2 (usage), 125 (it failed before the program
+    ran), 126 (not executable), 127 (not found).
+    """
+    argv: list[str] = ctx.meta["command"]
+    wanted = settings(ctx, sim)
+    env = launch.inherited()
+    found = program.read(argv[0], env.get("PATH"))
+    if found.problems and force:
+        for _, sentence, _ in found.problems:
+            click.echo(f"spillshim: warning: {sentence}; running it without the shim (--force)", err=True)
+    else:
+        launch.refuse_uncatchable(found)
+    if found.unreadable:
+        click.echo(f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True)
+    launch.execute(found, argv, launch.environment(env, wanted, found.sanitizers))

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--sim vram=8G,ram=16G,...`: the simulated driver's settings as one option, turned into SIMGPU_* variables.
+
+Called by run, env, doctor and demo. The names follow csrc/simgpu/config.def, which decides what they mean; a test compares.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+
+from spillshim import sizes
+
+DEFAULT_VRAM = "8G"
+
+
+def _size(text: str) -> str:
+    sizes.parse(text, percent=False, minimum=sizes.MIB)
+    return text
+
+
+def _rate(text: str) -> str:
+    sizes.parse(text.removesuffix("/s"), percent=False, minimum=1)
+    return text.removesuffix("/s")
+
+
+def _number(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return text
+
+
+def _flag(text: str) -> str:
+    if text not in ("0", "1"):
+        raise ValueError(f"{text!r}: expected 0 or 1")
+    return text
+
+
+def _word(*words: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r}: expected one of {', '.join(words)}")
+        return text
+
+    return check
+
+
+def _name(text: str) -> str:
+    # It becomes part of a file name in /dev/shm.
+    if not text or len(text) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text):
+        raise ValueError(f"{text!r}: a machine's name has 1 to 64 letters, digits, '-', '_' or '.'")
+    return text
+
+
+def _path(text: str) -> str:
+    return os.path.abspath(text)
+
+
+def _paths(text: str) -> str:
+    return ":".join(os.path.abspath(part) for part in text.split(":"))
+
+
+KEYS: Mapping[str, tuple[Callable[[str], str], str]] = {
+    "vram": (_size, "VRAM of each simulated device (default 8G)"),
+    "ram": (_size, "host memory that all its processes may pin together (default 16G)"),
+    "devices": (_number, "number of devices (default 1)"),
+    "link": (_rate, "bytes per second between host and device (default 25G)"),
+    "hbm": (_rate, "bytes per second of device memory (default 1000G)"),
+    "name": (_name, "machine id; runs with the same name share its memory (default: a machine of this run alone)"),
+    "driver": (_number, "cuDriverGetVersion (default 13000)"),
+    "host_vmm": (_word("numa", "host", "none", "crash"), "which host location cuMemCreate accepts (default numa)"),
+    "mixed_copy": (_word("allow", "refuse"), "one copy over VRAM and RAM mappings (default refuse)"),
+    "kernels": (_paths, "companion .so files of kernels, separated by colons"),
+    "trace": (_path, "file that gets one line a driver call"),
+    "stub_log": (_path, "file that gets the name of each unimplemented entry that was called"),
+    "poison": (_flag, "1: fresh device memory holds a pattern instead of zeroes"),
+}
+
+
+def parse(text: str) -> dict[str, str]:
+    """`vram=8G,ram=16G` as {"SIMGPU_VRAM": "8G", ...}; an empty text is the default machine.
+
+    Raises ValueError that names the key or value. A comma ends a value: paths with commas go into the variable itself.
+    """
+    made: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = part.partition("=")
+        key = key.strip().lower().replace("-", "_")
+        if not equals or key not in KEYS:
+            raise ValueError(f"{part!r} is not KEY=VALUE with one of the keys {', '.join(KEYS)}")
+        check, _ = KEYS[key]
+        try:
+            made[f"SIMGPU_{key.upper()}"] = check(value.strip())
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    return made
+
+
+def fresh_name(env: Mapping[str, str]) -> str:
+    """The machine's name when --sim gives none: SIMGPU_NAME if set, else one that no other run has."""
+    return env.get("SIMGPU_NAME") or f"run-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def vram_sizes(sim: Mapping[str, str], env: Mapping[str, str]) -> list[int]:
+    """Bytes of VRAM of the simulated card, from --sim, else the environment; empty where that is malformed (cuInit will say so)."""
+    try:
+        return [sizes.parse(sim.get("SIMGPU_VRAM") or env.get("SIMGPU_VRAM") or DEFAULT_VRAM, percent=False).bytes_of(0)]
+    except ValueError:
+        return []
