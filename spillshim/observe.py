@@ -71,7 +71,7 @@ def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settin
             child = subprocess.Popen(list(argv), executable=str(found.path), env=made)
         except OSError as error:
             raise SpillshimError(f"cannot execute {found.path}: {error.strerror}") from error
-        seen = _watch(child)
+        seen = _watch(child, str(found.elf or found.path))
         returncode = child.wait()
         reports = _settled_reports(record, seen)
     finally:
@@ -85,10 +85,13 @@ def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settin
     return Observation(returncode, processes)
 
 
-def _watch(child: subprocess.Popen[bytes]) -> dict[int, str]:
+def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, str]:
     """Pid and program of every process seen in the child's tree until it ends."""
-    seen: dict[int, str] = {}
-    root = psutil.Process(child.pid)
+    seen = {child.pid: program_file}
+    try:
+        root = psutil.Process(child.pid)
+    except psutil.NoSuchProcess:  # it has ended already
+        return seen
     while True:
         ended = child.poll() is not None
         try:
