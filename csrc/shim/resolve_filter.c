@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What dlsym, dlvsym and dlopen answer. Called by dl_x86_64.S alone.
+ * Rules: a hook is handed out only where the real look-up finds the real library's function of exactly that name; in any
+ * other case the program gets, from libc itself and with its own return address, what it would get without us. Up to the
+ * point where a hooked name is known to be meant, no libc function is called (libasan looks up names before it is ready). */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+
+#include "shim/config.h"
+#include "shim/elfwalk.h"
+#include "shim/log.h"
+#include "shim/resolve.h"
+#include "shim/testbreak.h"
+
+#ifdef SPILL_TEST_BREAKS
+#include <string.h>
+#endif
+
+extern const char spill_entry_dlsym[] __attribute__((visibility("hidden")));
+extern const char spill_entry_dlvsym[] __attribute__((visibility("hidden")));
+extern const char spill_entry_dlopen[] __attribute__((visibility("hidden")));
+
+/* One question to the dynamic linker; `version` is NULL for dlsym. */
+struct question {
+    void *handle;
+    const char *name, *version;
+    const void *caller;
+    bool versioned;
+};
+
+static const struct spill_jump nothing_found;
+
+SPILL_EARLY static bool is_library(const struct link_map *object, enum spill_lib lib)
+{
+    return object && spill_elf_is(object, lib == SPILL_LIB_CUDA ? "libcuda.so" : "libnvidia-ml.so");
+}
+
+SPILL_EARLY static struct spill_jump answer(void *value)
+{
+    return (struct spill_jump){ NULL, value };
+}
+
+/* The real function, with the caller's return address: as if we weren't there. */
+SPILL_EARLY static struct spill_jump pass(const struct question *q)
+{
+    const struct spill_real_dl *dl = spill_real_dl();
+    void *target = q->versioned ? (void *)dl->vsym : (void *)dl->sym;
+    if (!target)
+        return nothing_found;
+    if (!SPILL_FIX(tail_jump))
+        return answer(q->versioned ? dl->vsym(q->handle, q->name, q->version) : dl->sym(q->handle, q->name));
+    return (struct spill_jump){ target, NULL };
+}
+
+/* The real look-up with us as the caller: exact for handles; RTLD_NEXT then means what follows us in the global scope. */
+SPILL_EARLY static void *look_up(const struct question *q, void *handle)
+{
+    const struct spill_real_dl *dl = spill_real_dl();
+    return q->versioned ? dl->vsym(handle, q->name, q->version) : dl->sym(handle, q->name);
+}
+
+SPILL_EARLY static struct spill_jump hand_out(const struct question *q, const struct spill_hook *hook)
+{
+    spill_path_handed(hook, q->versioned ? SPILL_PATH_DLVSYM : SPILL_PATH_DLSYM, q->caller);
+    return answer(hook->function);
+}
+
+/* Whether `a` comes before `b` in the base namespace's list, which is the order of the global scope. */
+SPILL_EARLY static bool comes_before(const struct link_map *a, const struct link_map *b)
+{
+    for (const struct link_map *m = spill_elf_program(); m && m != b; m = m->l_next)
+        if (m == a)
+            return true;
+    return false;
+}
+
+/* dlsym, dlvsym or dlopen asked for by name: whoever would get libc's gets ours, else its later look-ups escape. */
+SPILL_EARLY static struct spill_jump linker_function(const struct question *q, const char *ours)
+{
+    const struct spill_real_dl *dl = spill_real_dl();
+    if (!SPILL_FIX(dlsym_of_dlsym))
+        return pass(q);
+    if (q->handle != RTLD_DEFAULT && q->handle != RTLD_NEXT) {
+        void *value = look_up(q, q->handle);
+        const struct link_map *object = value ? spill_elf_containing(value) : NULL;
+        return answer(object && (spill_elf_is(object, "libc.so") || spill_elf_is(object, "libdl.so")) ? (void *)ours : value);
+    }
+    /* Our definitions carry no version and so are skipped by dlvsym. */
+    if (q->versioned)
+        return dl->vsym && dl->vsym(dl->libc, q->name, q->version) ? answer((void *)ours) : pass(q);
+    if (q->handle == RTLD_NEXT && !comes_before(spill_elf_containing(q->caller), spill_own_object()))
+        return answer((void *)ours);
+    return pass(q);
+}
+
+/* A hooked name looked up in the global scope: by RTLD_DEFAULT or by the handle of the program itself. Our own export is
+ * always there, so the answer is what would be found without it. */
+SPILL_EARLY static struct spill_jump in_global_scope(const struct question *q, const struct spill_hook *hook)
+{
+    void *value = look_up(q, q->handle);
+    const struct link_map *object = value ? spill_elf_containing(value) : NULL;
+    if (object && object != spill_own_object() && !is_library(object, hook->lib))
+        return pass(q); /* somebody before us defines it himself */
+    if (!SPILL_FIX(probe) && object)
+        return pass(q);
+    void *without_us = look_up(q, RTLD_NEXT);
+    if (without_us)
+        return is_library(spill_elf_containing(without_us), hook->lib) ? hand_out(q, hook) : answer(without_us);
+    struct link_map *caller = spill_elf_containing(q->caller);
+    if (q->handle != RTLD_DEFAULT || !caller || caller == spill_elf_program())
+        return nothing_found; /* dlerror() is that of the last look-up */
+    /* An object that was loaded later also sees what was loaded with it. */
+    if (is_library(spill_elf_containing(look_up(q, caller)), hook->lib))
+        return hand_out(q, hook);
+    return nothing_found;
+}
+
+/* RTLD_NEXT is libc's to answer: an object before us then finds our export. Only one that comes after us would find the real
+ * library's function behind our back. */
+SPILL_EARLY static struct spill_jump next_after_caller(const struct question *q, const struct spill_hook *hook)
+{
+    const struct link_map *caller = spill_elf_containing(q->caller);
+    if (!caller || (!q->versioned && comes_before(caller, spill_own_object())))
+        return pass(q);
+    for (const struct link_map *m = caller->l_next; m; m = m->l_next)
+        if (m != spill_own_object() && spill_elf_symbol(m, q->name))
+            return is_library(m, hook->lib) ? hand_out(q, hook) : pass(q);
+    return pass(q);
+}
+
+SPILL_EARLY static struct spill_jump in_handle(const struct question *q, const struct spill_hook *hook)
+{
+    void *value = look_up(q, q->handle);
+    const struct link_map *object = value ? spill_elf_containing(value) : NULL;
+    return is_library(object, hook->lib) ? hand_out(q, hook) : answer(value);
+}
+
+SPILL_EARLY static struct spill_jump filter(const struct question *q)
+{
+    if (!q->name || !spill_real_dl()->sym || (q->versioned && (!spill_real_dl()->vsym || !SPILL_FIX(dlvsym))))
+        return pass(q);
+#ifdef SPILL_TEST_BREAKS
+    if (!SPILL_FIX(local_strings) && strcmp(q->name, "dlsym") == 0)
+        return pass(q);
+#endif
+    const char *rest;
+    if ((rest = spill_str_after(q->name, "dl"))) {
+        const char *ours = spill_str_equal(rest, "sym") ? spill_entry_dlsym
+            : spill_str_equal(rest, "vsym")             ? spill_entry_dlvsym
+            : spill_str_equal(rest, "open")             ? spill_entry_dlopen
+                                                        : NULL;
+        return ours ? linker_function(q, ours) : pass(q);
+    }
+    if (!spill_str_after(q->name, "cu") && !spill_str_after(q->name, "nvml"))
+        return pass(q);
+    const struct spill_hook *hook = spill_hook_of_symbol(q->name);
+    if (!hook || spill_config()->disable)
+        return pass(q);
+    /* On WSL the driver looks its own functions up by dlsym: given our hooks it would call itself for ever. */
+    const struct link_map *caller = spill_elf_containing(q->caller);
+    if (caller == spill_own_object()
+        || (SPILL_FIX(driver_caller) && (is_library(caller, SPILL_LIB_CUDA) || is_library(caller, SPILL_LIB_NVML))))
+        return pass(q);
+    if (q->handle == RTLD_NEXT)
+        return next_after_caller(q, hook);
+    if (q->handle == RTLD_DEFAULT || q->handle == spill_elf_program())
+        return in_global_scope(q, hook);
+    return in_handle(q, hook);
+}
+
+/* For dlsym(handle, name); the third argument register holds nothing. */
+SPILL_EARLY __attribute__((visibility("hidden")))
+struct spill_jump spill_filter_dlsym(void *handle, const char *name, const void *unused, const void *caller)
+{
+    struct question q = { handle, name, NULL, caller, false };
+    (void)unused;
+    return filter(&q);
+}
+
+SPILL_EARLY __attribute__((visibility("hidden")))
+struct spill_jump spill_filter_dlvsym(void *handle, const char *name, const char *version, const void *caller)
+{
+    struct question q = { handle, name, version, caller, true };
+    return filter(&q);
+}
+
+/* RTLD_DEEPBIND makes a library prefer its own dependencies to what is preloaded; its CUDA calls would escape us. */
+SPILL_EARLY __attribute__((visibility("hidden")))
+struct spill_jump spill_filter_dlopen(const char *file, int flags, const void *unused, const void *caller)
+{
+    void *target = (void *)spill_real_dl()->open;
+    (void)unused;
+    (void)caller;
+    if (!(flags & RTLD_DEEPBIND) || !SPILL_FIX(deepbind) || spill_config()->keep_deepbind || spill_config()->disable)
+        return (struct spill_jump){ target, (void *)(uintptr_t)(unsigned)flags };
+    spill_log(SPILL_LOG_DEBUG, "RTLD_DEEPBIND masked file=%s", file ? file : "(program)");
+    return (struct spill_jump){ target, (void *)(uintptr_t)(unsigned)(flags & ~RTLD_DEEPBIND) };
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* hooks.def as data for the look-ups, as resolve.h says. A row whose function hasn't got the row's PFN type does not
+ * compile: its address would be of type void. */
+#include "shim/driver.h"
+#include "shim/elfwalk.h"
+#include "shim/resolve.h"
+
+#define TYPED(symbol, pfn) \
+    __builtin_choose_expr(__builtin_types_compatible_p(pfn, __typeof__(&symbol)), (void *)symbol, (void)0)
+
+const struct spill_hook spill_hooks[] = {
+#define HOOK(symbol, name, version, flags, pfn) { #symbol, name, version, flags, SPILL_LIB_CUDA, TYPED(symbol, pfn) },
+#define HOOK_NVML(symbol) { #symbol, NULL, 0, 0, SPILL_LIB_NVML, (void *)symbol },
+#include "shim/hooks.def"
+};
+const unsigned spill_hook_count = sizeof spill_hooks / sizeof spill_hooks[0];
+
+SPILL_EARLY const struct spill_hook *spill_hook_of_symbol(const char *symbol)
+{
+    for (unsigned i = 0; i < spill_hook_count; i++)
+        if (spill_str_equal(spill_hooks[i].symbol, symbol))
+            return &spill_hooks[i];
+    return NULL;
+}
