@@ -176,16 +176,21 @@ class OptionalCommandAfterDashes(CommandAfterDashes):
     program_required = False
 
 
-def show(renderable: Any, stderr: bool = False) -> None:
-    """Print a rich renderable: fitted to the terminal; in a pipe plain, unwrapped (so that grep finds whole lines)."""
+def console(stderr: bool = False) -> Any:
+    """A rich console as wide as the terminal; plain and so wide that no table is cut when there is none (or with NO_COLOR plain)."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    if stream.isatty():
-        Console(file=stream, highlight=False).print(renderable)
+    return Console(file=stream, width=None if stream.isatty() else 1000, highlight=False)
+
+
+def show(renderable: Any, stderr: bool = False) -> None:
+    """Print a rich renderable: fitted to the terminal; in a pipe without the trailing blanks of a wide table."""
+    out = console(stderr)
+    if out.is_terminal:
+        out.print(renderable)
         return
-    plain = Console(file=stream, width=1000, highlight=False, no_color=True, force_terminal=False)
-    with plain.capture() as captured:
-        plain.print(renderable)
+    with out.capture() as captured:
+        out.print(renderable)
     for line in captured.get().splitlines():
         click.echo(line.rstrip(), err=stderr)
