@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +244,25 @@ def run_sim(libspillshim: Path, sim_dir: Path, clean_env: dict[str, str], tmp_pa
     runner = SimRunner(libspillshim, sim_dir, clean_env, tmp_path)
     yield runner
     runner.close()
+
+
+@pytest.fixture
+def spillshim(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Result]:
+    """`spillshim("run", "--quiet", "--", "true")` -> Result: the real command in a process of its own, from an empty folder.
+
+    `env` adds to a clean environment; `prefix` is put before the command (strace, sh -c); `timeout` in seconds.
+    """
+    # Not below tmp_path's own entries: `python -m` looks for modules in the folder in which it starts.
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+
+    def call(*arguments: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), timeout: float = 60) -> Result:
+        argv = [*prefix, sys.executable, "-m", "spillshim", *map(str, arguments)]
+        made = {**clean_env, **(env or {})}
+        ran = subprocess.run(argv, env=made, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+        return Result(argv, ran.returncode, ran.stdout, ran.stderr)
+
+    return call
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,25 @@ def test_a_library_that_cannot_be_preloaded_is_refused(content: bytes | None, me
         native.library()
     assert str(library) in str(error.value)
     assert error.value.exit_code == 125
+
+
+def test_an_unreadable_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # tmp_path itself is closed to other users
+        os.chmod(folder, 0o755)
+        library = Path(folder) / "libspillshim.so"
+        library.write_bytes(b"\x7fELF")
+        library.chmod(0)
+        monkeypatch.setenv("SPILLSHIM_LIBRARY", str(library))
+        was = os.geteuid()
+        if was == 0:
+            os.seteuid(65534)  # root can read everything
+        try:
+            with pytest.raises(SpillshimError, match="cannot be read") as error:
+                native.library()
+        finally:
+            os.seteuid(was)
+    assert error.value.exit_code == 125
+    assert "chmod a+r" in error.value.fix
 
 
 def test_the_simulated_driver_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
