@@ -388,7 +388,7 @@ for _ds in ("", "_ptds"):
     FORMS["cuMemcpy2DUnaligned_v2" + _ds] = rectangle("cuMemcpy2DUnaligned_v2" + _ds, Memcpy2D, 2)
     FORMS["cuMemcpy3D_v2" + _ds] = rectangle("cuMemcpy3D_v2" + _ds, Memcpy3D, 3)
     FORMS["cuMemcpy3DPeer" + _ds] = rectangle("cuMemcpy3DPeer" + _ds, Memcpy3DPeer, 3, unified=False)
-    FORMS["cuMemcpyDtoA_v2+cuMemcpyAtoD_v2" + _ds] = array_round_trip("cuMemcpyDtoA_v2" + _ds, "cuMemcpyAtoD_v2" + _ds)
+    FORMS[f"cuMemcpyDtoA_v2{_ds}+cuMemcpyAtoD_v2{_ds}"] = array_round_trip("cuMemcpyDtoA_v2" + _ds, "cuMemcpyAtoD_v2" + _ds)
     for _bits in (8, 16, 32):
         FORMS[f"cuMemsetD{_bits}_v2{_ds}"] = memset(f"cuMemsetD{_bits}_v2{_ds}", _bits // 8)
         FORMS[f"cuMemsetD2D{_bits}_v2{_ds}"] = memset_2d(f"cuMemsetD2D{_bits}_v2{_ds}", _bits // 8)
