@@ -116,9 +116,9 @@ KERNEL dec_logits(const dec_word *x, dec_word width, dec_word *out)
     atomicAdd(out, sum);
 }
 
-SIM_KERNEL(dec_fill, dec_word *, dec_word, dec_word, dec_word)
-SIM_KERNEL(dec_embed, dec_word *, dec_word *, dec_word, dec_word)
-SIM_KERNEL(dec_read, const dec_word *, dec_word, const dec_word *, dec_word *, dec_word, dec_word)
-SIM_KERNEL(dec_kv_append, dec_word *, dec_word, const dec_word *, dec_word, dec_word)
-SIM_KERNEL(dec_combine, dec_word *, dec_word *, dec_word, dec_word)
-SIM_KERNEL(dec_logits, const dec_word *, dec_word, dec_word *)
+SIM_KERNEL(dec_fill, dec_word *, dec_word, dec_word, dec_word);
+SIM_KERNEL(dec_embed, dec_word *, dec_word *, dec_word, dec_word);
+SIM_KERNEL(dec_read, const dec_word *, dec_word, const dec_word *, dec_word *, dec_word, dec_word);
+SIM_KERNEL(dec_kv_append, dec_word *, dec_word, const dec_word *, dec_word, dec_word);
+SIM_KERNEL(dec_combine, dec_word *, dec_word *, dec_word, dec_word);
+SIM_KERNEL(dec_logits, const dec_word *, dec_word, dec_word *);

@@ -188,7 +188,7 @@ def entries(ptx: str) -> dict[str, list[str]]:
 
 
 def test_ptx_has_the_entries_of_the_companion(demo_dir):
-    with_types = re.findall(r"^SIM_KERNEL\((\w+), (.*)\)", (SOURCE / "decoder_kernels.cu").read_text(), re.MULTILINE)
+    with_types = re.findall(r"^SIM_KERNEL\((\w+), (.*)\);", (SOURCE / "decoder_kernels.cu").read_text(), re.MULTILINE)
     assert with_types
     assert entries((demo_dir / "decoder.ptx").read_text()) == {name: [".u64"] * len(types.split(",")) for name, types in with_types}
 
