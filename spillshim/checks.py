@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
@@ -75,9 +76,12 @@ def check_library(env: Mapping[str, str]) -> list[Finding]:
     except SpillshimError as error:
         return [Finding("library", FAIL, error.message, error.fix)]
     found = [Finding("library", OK, str(library) + (f" (through {safe}: the path holds a space or colon)" if safe != library else ""))]
+    try:
+        need = needed_glibc(library)
+    except (ELFError, ValueError) as error:
+        return [Finding("library", FAIL, f"{library} is a damaged ELF file ({error})", "Reinstall spillshim, or unset SPILLSHIM_LIBRARY.")]
     have_text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
     have = tuple(map(int, re.findall(r"\d+", have_text or "")[:2]))
-    need = needed_glibc(library)
     dotted = ".".join(map(str, need)) or "any"
     if not have:
         found.append(Finding("glibc", FAIL, "this system's C library is not glibc", "spillshim and NVIDIA's driver need glibc."))
