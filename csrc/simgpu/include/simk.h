@@ -1,0 +1,559 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* simk.h: kernels of a .cu file as host code, for the simulated driver.
+ *
+ * The same source is compiled twice: by nvcc for the program (there this header only defines SIM_KERNEL away), and by
+ * gcc (as C11) or g++ (as C++17) into a companion .so, which the simulated driver loads and calls at each launch:
+ *     g++ -x c++ -std=c++17 -O2 -fPIC -shared -I<dir of simk.h> app.cu -o app.simk.so
+ * Host code of the file stands inside `#ifdef __CUDACC__`. Each kernel is registered once, after its definition:
+ *     SIM_KERNEL(saxpy)                          C++: the parameter types are deduced, the name is the mangled one
+ *     SIM_KERNEL((scale<float, 4>))              C++: an instance of a template, in parentheses
+ *     SIM_KERNEL(saxpy, float, float *, int)     C: the types are named (C++ ignores them)
+ *     SIM_KERNEL_SYMBOL(twin, "twin$v2")         C++: under another name
+ *     SIM_GLOBAL(table)                          a __device__ or __constant__ variable that the host reads or writes
+ *
+ * One launch runs on one host thread, block after block and thread after thread. __syncthreads() costs only those who call
+ * it: the first caller of a block stays behind on its stack while a fresh one carries on with the next thread.
+ * Rules: a kernel must be free of undefined CUDA behaviour (no barrier in diverged code that expects exited threads); there
+ * are no warps, hence no warp intrinsics and no cooperative groups; a kernel that spins on another block never ends.
+ */
+#ifndef SIMK_H
+#define SIMK_H
+
+#ifdef __CUDACC__
+#define SIM_KERNEL(...)
+#define SIM_KERNEL_SYMBOL(...)
+#define SIM_GLOBAL(...)
+#define SIM_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#else
+
+#include <stddef.h>
+
+/* ---- what the driver reads: the only part that must stay binary compatible (SIMK_ABI) ---- */
+
+#define SIMK_ABI 1u
+
+struct simk_dim {
+    unsigned x, y, z;
+};
+
+struct simk_launch {
+    struct simk_dim grid, block;
+    size_t dynamic_shared; /* bytes of dynamic shared memory per block */
+};
+
+struct simk_kernel {
+    const char *name;         /* NULL: the dynamic symbol at entry() */
+    const void *(*entry)(void); /* address of the kernel itself */
+    void (*run)(const struct simk_launch *launch, const void *params);
+    size_t param_size; /* of the parameter buffer: a C struct of the parameters, with or without trailing padding */
+    size_t param_count;
+};
+
+struct simk_global {
+    const char *name;
+    void *address;
+    size_t size;
+};
+
+struct simk_registry {
+    unsigned abi;
+    struct simk_kernel *const *kernels, *const *kernels_end;
+    struct simk_global *const *globals, *const *globals_end;
+};
+
+#ifndef SIMK_DRIVER /* the driver includes this header for the structs above only */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+extern struct simk_kernel *const __start_simk_kernels[] __attribute__((weak, visibility("hidden")));
+extern struct simk_kernel *const __stop_simk_kernels[] __attribute__((weak, visibility("hidden")));
+extern struct simk_global *const __start_simk_globals[] __attribute__((weak, visibility("hidden")));
+extern struct simk_global *const __stop_simk_globals[] __attribute__((weak, visibility("hidden")));
+
+/* The one symbol that the driver looks up. Weak, so that several objects of one companion may each include this header. */
+extern struct simk_registry simk_registry __attribute__((weak, visibility("default")));
+struct simk_registry simk_registry = {
+    SIMK_ABI, __start_simk_kernels, __stop_simk_kernels, __start_simk_globals, __stop_simk_globals,
+};
+#ifdef __cplusplus
+}
+#endif
+
+/* ---- the language ---- */
+
+/* Protected, not default: the program's own host stub has the same mangled name and must not take our kernel's place. */
+#define __global__ __attribute__((visibility("protected")))
+#define __device__
+#define __host__
+#define __constant__
+#define __managed__
+/* One block runs at a time on a thread, so per-thread storage is block storage; kernels of other streams have their own. */
+#define __shared__ static __thread
+#ifndef __restrict__
+#define __restrict__ __restrict
+#endif
+#ifndef __forceinline__
+#define __forceinline__ inline __attribute__((always_inline))
+#endif
+#ifndef __noinline__
+#define __noinline__ __attribute__((noinline))
+#endif
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define SIM_DYNAMIC_SHARED(type, name) type *const name = (type *)simk_self.shared
+
+#define SIMK_VECTOR(type, name, bytes) \
+    typedef struct name##1 { type x; } name##1; \
+    typedef struct __attribute__((aligned(2 * bytes))) name##2 { type x, y; } name##2; \
+    typedef struct name##3 { type x, y, z; } name##3; \
+    typedef struct __attribute__((aligned(4 * bytes > 16 ? 16 : 4 * bytes))) name##4 { type x, y, z, w; } name##4;
+SIMK_VECTOR(signed char, char, 1)
+SIMK_VECTOR(unsigned char, uchar, 1)
+SIMK_VECTOR(short, short, 2)
+SIMK_VECTOR(unsigned short, ushort, 2)
+SIMK_VECTOR(int, int, 4)
+SIMK_VECTOR(unsigned int, uint, 4)
+SIMK_VECTOR(float, float, 4)
+SIMK_VECTOR(long long, longlong, 8)
+SIMK_VECTOR(unsigned long long, ulonglong, 8)
+SIMK_VECTOR(double, double, 8)
+#undef SIMK_VECTOR
+
+#ifdef __cplusplus
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+#else
+typedef struct simk_dim dim3;
+#endif
+
+/* ---- running threads ---- */
+
+#define SIMK_STACK ((size_t)128 << 10)
+#define SIMK_MAX_THREADS 1024u
+
+struct simk_fiber {
+    ucontext_t context;
+    char *stack; /* NULL: the worker thread's own */
+};
+
+/* The fibers of one launch: created at its first barrier, kept for the next launch that needs some. */
+struct simk_pool {
+    struct simk_pool *next;
+    struct simk_fiber fiber[SIMK_MAX_THREADS + 1];
+    unsigned made, spare_count, live;
+    struct simk_fiber *spare[SIMK_MAX_THREADS + 1];
+    /* Those that may go on, and those that wait at the barrier; in order of arrival, so that a run is repeatable. */
+    struct simk_fiber *ready[SIMK_MAX_THREADS + 1], *waiting[SIMK_MAX_THREADS + 1];
+    unsigned ready_at, ready_count, waiting_count;
+    int main_waits;
+};
+
+struct simk_state {
+    struct simk_dim thread, block_index, block, grid;
+    int exhausted; /* every thread of the block has been started */
+    int vote;      /* accumulator of the __syncthreads_*() forms */
+    void *shared;
+    void (*threads)(const void *params);
+    const void *params;
+    struct simk_pool *pool; /* NULL until the first barrier */
+    struct simk_fiber *current;
+};
+
+/* initial-exec: a kernel reads its indices through one segment-relative load instead of a call. */
+extern __attribute__((visibility("hidden"), tls_model("initial-exec"))) __thread struct simk_state simk_self;
+__attribute__((weak, visibility("hidden"), tls_model("initial-exec"))) __thread struct simk_state simk_self;
+extern __attribute__((visibility("hidden"))) struct simk_pool *simk_pools;
+__attribute__((weak, visibility("hidden"))) struct simk_pool *simk_pools;
+extern __attribute__((visibility("hidden"))) char simk_pools_lock;
+__attribute__((weak, visibility("hidden"))) char simk_pools_lock;
+
+#define threadIdx (simk_self.thread)
+#define blockIdx (simk_self.block_index)
+#define blockDim (simk_self.block)
+#define gridDim (simk_self.grid)
+#define warpSize 32
+
+/* Go to the block's next thread; 0 when there is none. */
+static inline int simk_step(void)
+{
+    struct simk_state *s = &simk_self;
+    if (__builtin_expect(s->exhausted, 0))
+        return 0;
+    if (__builtin_expect(++s->thread.x < s->block.x, 1))
+        return 1;
+    s->thread.x = 0;
+    if (++s->thread.y < s->block.y)
+        return 1;
+    s->thread.y = 0;
+    if (++s->thread.z < s->block.z)
+        return 1;
+    s->exhausted = 1;
+    return 0;
+}
+
+static inline struct simk_pool *simk_pool_take(void)
+{
+    while (__atomic_test_and_set(&simk_pools_lock, __ATOMIC_ACQUIRE)) {
+    }
+    struct simk_pool *p = simk_pools;
+    if (p)
+        simk_pools = p->next;
+    __atomic_clear(&simk_pools_lock, __ATOMIC_RELEASE);
+    if (!p) {
+        p = (struct simk_pool *)calloc(1, sizeof *p);
+        if (!p)
+            abort();
+        p->made = 1; /* fiber[0] is the worker thread itself */
+    }
+    return p;
+}
+
+static inline void simk_pool_give(struct simk_pool *p)
+{
+    while (__atomic_test_and_set(&simk_pools_lock, __ATOMIC_ACQUIRE)) {
+    }
+    p->next = simk_pools;
+    simk_pools = p;
+    __atomic_clear(&simk_pools_lock, __ATOMIC_RELEASE);
+}
+
+/* Leave `from` for whoever may run next. With nobody ready, the barrier is complete: all that wait become ready. */
+static inline void simk_switch(struct simk_fiber *from)
+{
+    struct simk_pool *p = simk_self.pool;
+    if (p->ready_at == p->ready_count) {
+        memcpy(p->ready, p->waiting, p->waiting_count * sizeof p->ready[0]);
+        p->ready_at = 0;
+        p->ready_count = p->waiting_count;
+        p->waiting_count = 0;
+    }
+    struct simk_fiber *to = p->ready_at < p->ready_count ? p->ready[p->ready_at++] : &p->fiber[0];
+    if (to == from)
+        return;
+    simk_self.current = to;
+    swapcontext(&from->context, &to->context);
+}
+
+static void simk_fiber_main(void)
+{
+    for (;;) {
+        struct simk_fiber *me = simk_self.current;
+        if (simk_step())
+            simk_self.threads(simk_self.params);
+        struct simk_pool *p = simk_self.pool;
+        p->live--;
+        p->spare[p->spare_count++] = me;
+        simk_switch(me);
+    }
+}
+
+static inline void simk_fiber_make(struct simk_fiber *f)
+{
+    f->stack = (char *)mmap(NULL, SIMK_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    if (f->stack == (char *)MAP_FAILED)
+        abort();
+    mprotect(f->stack, 4096, PROT_NONE);
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack;
+    f->context.uc_stack.ss_size = SIMK_STACK;
+    f->context.uc_link = NULL;
+    makecontext(&f->context, simk_fiber_main, 0);
+}
+
+static inline struct simk_fiber *simk_fiber_new(struct simk_pool *p)
+{
+    if (p->spare_count)
+        return p->spare[--p->spare_count];
+    if (p->made > SIMK_MAX_THREADS)
+        abort(); /* the driver refuses blocks of more than 1024 threads */
+    simk_fiber_make(&p->fiber[p->made]);
+    return &p->fiber[p->made++];
+}
+
+/* A barrier of the block's threads; those that have returned count as arrived. */
+static __attribute__((noinline, unused)) void simk_barrier(void)
+{
+    struct simk_state *s = &simk_self;
+    struct simk_dim me = s->thread;
+    struct simk_pool *p = s->pool;
+    if (!p) {
+        p = s->pool = simk_pool_take();
+        p->live = p->ready_at = p->ready_count = p->waiting_count = 0;
+        s->current = &p->fiber[0];
+    }
+    struct simk_fiber *f = s->current;
+    p->waiting[p->waiting_count++] = f;
+    if (s->exhausted) {
+        simk_switch(f);
+    } else {
+        struct simk_fiber *fresh = simk_fiber_new(p);
+        p->live++;
+        s->current = fresh;
+        swapcontext(&f->context, &fresh->context);
+    }
+    s->thread = me;
+}
+
+static __attribute__((unused)) void simk_run(const struct simk_launch *l, const void *params, void (*threads)(const void *))
+{
+    struct simk_state *s = &simk_self;
+    void *shared = l->dynamic_shared ? aligned_alloc(256, (l->dynamic_shared + 255) & ~(size_t)255) : NULL;
+    if (l->dynamic_shared && !shared)
+        abort();
+    s->grid = l->grid;
+    s->block = l->block;
+    s->shared = shared;
+    s->threads = threads;
+    s->params = params;
+    s->pool = NULL;
+    for (unsigned z = 0; z < l->grid.z; z++)
+        for (unsigned y = 0; y < l->grid.y; y++)
+            for (unsigned x = 0; x < l->grid.x; x++) {
+                s->block_index.x = x;
+                s->block_index.y = y;
+                s->block_index.z = z;
+                s->thread.x = s->thread.y = s->thread.z = 0;
+                s->exhausted = 0;
+                s->vote = 0;
+                threads(params);
+                while (s->pool && s->pool->live) /* other threads of the block are still at a barrier */
+                    simk_switch(&s->pool->fiber[0]);
+            }
+    if (s->pool)
+        simk_pool_give(s->pool);
+    free(shared);
+}
+
+#define __syncthreads() simk_barrier()
+#define __syncthreads_or(p) simk_vote((p) != 0, 0)
+#define __syncthreads_and(p) (!simk_vote((p) == 0, 0))
+#define __syncthreads_count(p) simk_vote((p) != 0, 1)
+static inline int simk_vote(int one, int count)
+{
+    simk_self.vote += one;
+    simk_barrier();
+    int v = simk_self.vote;
+    simk_barrier();
+    simk_self.vote = 0;
+    simk_barrier();
+    return count ? v : v != 0;
+}
+#define __threadfence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define __threadfence_block() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#define __threadfence_system() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define __ldg(p) (*(p))
+
+/* ---- atomics: real ones, because kernels of other streams run on other host threads ---- */
+
+#define SIMK_ATOMIC_FLOAT(name, type, bits, expression) \
+    static inline type name(type *p, type v) \
+    { \
+        bits *b = (bits *)p, was = __atomic_load_n(b, __ATOMIC_RELAXED), now; \
+        type a, r; \
+        do { \
+            memcpy(&a, &was, sizeof a); \
+            r = (expression); \
+            memcpy(&now, &r, sizeof now); \
+        } while (!__atomic_compare_exchange_n(b, &was, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)); \
+        return a; \
+    }
+typedef uint32_t __attribute__((may_alias)) simk_bits32;
+typedef uint64_t __attribute__((may_alias)) simk_bits64;
+SIMK_ATOMIC_FLOAT(simk_add_f, float, simk_bits32, a + v)
+SIMK_ATOMIC_FLOAT(simk_add_d, double, simk_bits64, a + v)
+#undef SIMK_ATOMIC_FLOAT
+
+#define SIMK_ATOMICS(type, suffix) \
+    static inline type simk_add_##suffix(type *p, type v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
+    static inline type simk_cas_##suffix(type *p, type was, type v) \
+    { \
+        __atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+        return was; \
+    } \
+    static inline type simk_exch_##suffix(type *p, type v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
+    static inline type simk_max_##suffix(type *p, type v) \
+    { \
+        type was = __atomic_load_n(p, __ATOMIC_RELAXED); \
+        while (was < v && !__atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) { \
+        } \
+        return was; \
+    } \
+    static inline type simk_min_##suffix(type *p, type v) \
+    { \
+        type was = __atomic_load_n(p, __ATOMIC_RELAXED); \
+        while (v < was && !__atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) { \
+        } \
+        return was; \
+    } \
+    static inline type simk_xor_##suffix(type *p, type v) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); } \
+    static inline type simk_or_##suffix(type *p, type v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); } \
+    static inline type simk_and_##suffix(type *p, type v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
+SIMK_ATOMICS(int, i)
+SIMK_ATOMICS(unsigned, u)
+SIMK_ATOMICS(long, l)
+SIMK_ATOMICS(unsigned long, ul)
+SIMK_ATOMICS(long long, ll)
+SIMK_ATOMICS(unsigned long long, ull)
+#undef SIMK_ATOMICS
+
+#ifdef __cplusplus
+#define SIMK_OVERLOAD(cuda, op, type, suffix) \
+    static inline type cuda(type *p, type v) { return simk_##op##_##suffix(p, v); }
+#define SIMK_OVERLOADS(cuda, op) \
+    SIMK_OVERLOAD(cuda, op, int, i) SIMK_OVERLOAD(cuda, op, unsigned, u) SIMK_OVERLOAD(cuda, op, long, l) \
+    SIMK_OVERLOAD(cuda, op, unsigned long, ul) SIMK_OVERLOAD(cuda, op, long long, ll) \
+    SIMK_OVERLOAD(cuda, op, unsigned long long, ull)
+SIMK_OVERLOADS(atomicAdd, add)
+SIMK_OVERLOAD(atomicAdd, add, float, f)
+SIMK_OVERLOAD(atomicAdd, add, double, d)
+SIMK_OVERLOADS(atomicExch, exch)
+SIMK_OVERLOADS(atomicMax, max)
+SIMK_OVERLOADS(atomicMin, min)
+SIMK_OVERLOADS(atomicXor, xor)
+SIMK_OVERLOADS(atomicOr, or)
+SIMK_OVERLOADS(atomicAnd, and)
+#undef SIMK_OVERLOAD
+#define SIMK_OVERLOAD(cuda, op, type, suffix) \
+    static inline type cuda(type *p, type was, type v) { return simk_##op##_##suffix(p, was, v); }
+SIMK_OVERLOADS(atomicCAS, cas)
+#undef SIMK_OVERLOAD
+#undef SIMK_OVERLOADS
+template <typename T> static inline T min(T a, T b) { return b < a ? b : a; }
+template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
+#else
+#define SIMK_PICK(op, p) \
+    int *: simk_##op##_i, unsigned *: simk_##op##_u, long *: simk_##op##_l, unsigned long *: simk_##op##_ul, \
+    long long *: simk_##op##_ll, unsigned long long *: simk_##op##_ull
+#define atomicAdd(p, v) _Generic((p), SIMK_PICK(add, p), float *: simk_add_f, double *: simk_add_d)((p), (v))
+#define atomicExch(p, v) _Generic((p), SIMK_PICK(exch, p))((p), (v))
+#define atomicMax(p, v) _Generic((p), SIMK_PICK(max, p))((p), (v))
+#define atomicMin(p, v) _Generic((p), SIMK_PICK(min, p))((p), (v))
+#define atomicXor(p, v) _Generic((p), SIMK_PICK(xor, p))((p), (v))
+#define atomicOr(p, v) _Generic((p), SIMK_PICK(or, p))((p), (v))
+#define atomicAnd(p, v) _Generic((p), SIMK_PICK(and, p))((p), (v))
+#define atomicCAS(p, was, v) _Generic((p), SIMK_PICK(cas, p))((p), (was), (v))
+#endif
+
+/* ---- registration ---- */
+
+#define SIMK_CAT_(a, b) a##b
+#define SIMK_CAT(a, b) SIMK_CAT_(a, b)
+/* A section of pointers, not of structs: compilers may put padding between structs. */
+#define SIMK_LIST(kind, id) \
+    static struct simk_##kind *const SIMK_CAT(simk_link_, id) __attribute__((section("simk_" #kind "s"), used)) = \
+        &SIMK_CAT(simk_item_, id)
+#define SIM_GLOBAL(variable) SIMK_GLOBAL(variable, __COUNTER__)
+#define SIMK_GLOBAL(variable, id) \
+    static struct simk_global SIMK_CAT(simk_item_, id) = {#variable, (void *)&variable, sizeof(variable)}; \
+    SIMK_LIST(global, id)
+
+#ifdef __cplusplus
+#include <utility>
+
+/* Offset of parameter `index` of a kernel with parameters A...; index = sizeof...(A): the size of them all. */
+template <typename... A> constexpr size_t simk_offset(size_t index)
+{
+    size_t size[] = {sizeof(A)..., 0}, align[] = {alignof(A)..., 1}, at = 0;
+    for (size_t i = 0; i < index; i++)
+        at = (at + align[i] - 1) / align[i] * align[i] + size[i];
+    return (at + align[index] - 1) / align[index] * align[index];
+}
+
+template <typename F, F f> struct simk_thunk;
+template <typename... A, void (*f)(A...)> struct simk_thunk<void (*)(A...), f> {
+    template <size_t... I> static void call(const char *p, std::index_sequence<I...>)
+    {
+        (void)p;
+        do
+            f(*reinterpret_cast<const A *>(p + simk_offset<A...>(I))...);
+        while (simk_step());
+    }
+    static void threads(const void *p) { call(static_cast<const char *>(p), std::index_sequence_for<A...>()); }
+    static void run(const struct simk_launch *l, const void *p) { simk_run(l, p, threads); }
+    static const void *entry() { return reinterpret_cast<const void *>(f); }
+    static constexpr size_t size = simk_offset<A...>(sizeof...(A)), count = sizeof...(A);
+};
+
+#define SIMK_KERNEL(k, symbol, id) \
+    static struct simk_kernel SIMK_CAT(simk_item_, id) = { \
+        symbol, simk_thunk<decltype(&(k)), (k)>::entry, simk_thunk<decltype(&(k)), (k)>::run, \
+        simk_thunk<decltype(&(k)), (k)>::size, simk_thunk<decltype(&(k)), (k)>::count}; \
+    SIMK_LIST(kernel, id)
+#define SIM_KERNEL(k, ...) SIMK_KERNEL(k, NULL, __COUNTER__)
+#define SIM_KERNEL_SYMBOL(k, symbol) SIMK_KERNEL(k, symbol, __COUNTER__)
+
+#else
+
+#define SIMK_COUNT_(_0, _1, _2, _3, _4, _5, _6, _7, _8, _9, _10, _11, _12, _13, _14, _15, _16, n, ...) n
+#define SIMK_COUNT(...) SIMK_COUNT_(_0, ##__VA_ARGS__, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
+/* The fields, and the arguments; both count down, so that they meet in the same order. */
+#define SIMK_D0(...)
+#define SIMK_D1(t) __typeof__(t) p1;
+#define SIMK_D2(t, ...) __typeof__(t) p2; SIMK_D1(__VA_ARGS__)
+#define SIMK_D3(t, ...) __typeof__(t) p3; SIMK_D2(__VA_ARGS__)
+#define SIMK_D4(t, ...) __typeof__(t) p4; SIMK_D3(__VA_ARGS__)
+#define SIMK_D5(t, ...) __typeof__(t) p5; SIMK_D4(__VA_ARGS__)
+#define SIMK_D6(t, ...) __typeof__(t) p6; SIMK_D5(__VA_ARGS__)
+#define SIMK_D7(t, ...) __typeof__(t) p7; SIMK_D6(__VA_ARGS__)
+#define SIMK_D8(t, ...) __typeof__(t) p8; SIMK_D7(__VA_ARGS__)
+#define SIMK_D9(t, ...) __typeof__(t) p9; SIMK_D8(__VA_ARGS__)
+#define SIMK_D10(t, ...) __typeof__(t) p10; SIMK_D9(__VA_ARGS__)
+#define SIMK_D11(t, ...) __typeof__(t) p11; SIMK_D10(__VA_ARGS__)
+#define SIMK_D12(t, ...) __typeof__(t) p12; SIMK_D11(__VA_ARGS__)
+#define SIMK_D13(t, ...) __typeof__(t) p13; SIMK_D12(__VA_ARGS__)
+#define SIMK_D14(t, ...) __typeof__(t) p14; SIMK_D13(__VA_ARGS__)
+#define SIMK_D15(t, ...) __typeof__(t) p15; SIMK_D14(__VA_ARGS__)
+#define SIMK_D16(t, ...) __typeof__(t) p16; SIMK_D15(__VA_ARGS__)
+#define SIMK_A0
+#define SIMK_A1 a->p1
+#define SIMK_A2 a->p2, SIMK_A1
+#define SIMK_A3 a->p3, SIMK_A2
+#define SIMK_A4 a->p4, SIMK_A3
+#define SIMK_A5 a->p5, SIMK_A4
+#define SIMK_A6 a->p6, SIMK_A5
+#define SIMK_A7 a->p7, SIMK_A6
+#define SIMK_A8 a->p8, SIMK_A7
+#define SIMK_A9 a->p9, SIMK_A8
+#define SIMK_A10 a->p10, SIMK_A9
+#define SIMK_A11 a->p11, SIMK_A10
+#define SIMK_A12 a->p12, SIMK_A11
+#define SIMK_A13 a->p13, SIMK_A12
+#define SIMK_A14 a->p14, SIMK_A13
+#define SIMK_A15 a->p15, SIMK_A14
+#define SIMK_A16 a->p16, SIMK_A15
+
+#define SIMK_KERNEL(k, id, n, ...) \
+    struct SIMK_CAT(simk_args_, id) { SIMK_CAT(SIMK_D, n)(__VA_ARGS__) }; \
+    static void SIMK_CAT(simk_threads_, id)(const void *params) \
+    { \
+        const struct SIMK_CAT(simk_args_, id) *a = (const struct SIMK_CAT(simk_args_, id) *)params; \
+        (void)a; \
+        do \
+            k(SIMK_CAT(SIMK_A, n)); \
+        while (simk_step()); \
+    } \
+    static void SIMK_CAT(simk_run_, id)(const struct simk_launch *l, const void *params) \
+    { \
+        simk_run(l, params, SIMK_CAT(simk_threads_, id)); \
+    } \
+    static const void *SIMK_CAT(simk_entry_, id)(void) { return (const void *)k; } \
+    static struct simk_kernel SIMK_CAT(simk_item_, id) = {#k, SIMK_CAT(simk_entry_, id), SIMK_CAT(simk_run_, id), \
+                                                        sizeof(struct SIMK_CAT(simk_args_, id)), n}; \
+    SIMK_LIST(kernel, id)
+#define SIM_KERNEL(k, ...) SIMK_KERNEL_(k, __COUNTER__, SIMK_COUNT(__VA_ARGS__), ##__VA_ARGS__)
+#define SIMK_KERNEL_(k, id, n, ...) SIMK_KERNEL(k, id, n, ##__VA_ARGS__)
+#endif
+
+#endif /* SIMK_DRIVER */
+#endif /* __CUDACC__ */
+#endif
