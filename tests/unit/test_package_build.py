@@ -27,7 +27,6 @@ def run(argv: list[str | Path], cwd: Path, env: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def build_env() -> dict[str, str]:
-
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPILLSHIM_", "SIMGPU_", "LD_", "PYTHON"))}
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"  # cmake and ninja may live there
     return kept
