@@ -84,7 +84,6 @@ setup() {
     mkdir -p .venv || die "cannot create $PWD/.venv"
     exec 9>.venv/.lock
     flock 9
-    : >"$setup_log"
     python=$(find_python) || exit 1
     command -v gcc >/dev/null || missing+=(gcc libc6-dev)
     [ "$extra" = "" ] || command -v g++ >/dev/null || missing+=(g++)
@@ -98,6 +97,7 @@ setup() {
 
     if ! "$venv_python" -c 'import pip' 2>/dev/null; then
         say "[1/3] making a Python environment in .venv"
+        rm -rf .venv/bin .venv/lib .venv/lib64 .venv/include .venv/installed*
         logged "$python" -m venv .venv
     fi
 
@@ -107,6 +107,7 @@ setup() {
         return
     fi
     requirements=$(build_requirements) || die "cannot read pyproject.toml"
+    : >"$setup_log"
     say "[2/3] fetching what the build needs"
     # shellcheck disable=SC2086  # one requirement a word
     logged "$venv_python" -m pip install --disable-pip-version-check --progress-bar off $requirements
