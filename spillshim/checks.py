@@ -82,7 +82,7 @@ def check_library(env: Mapping[str, str]) -> list[Finding]:
         return [Finding("library", FAIL, f"{library} is a damaged ELF file ({error})", "Reinstall spillshim, or unset SPILLSHIM_LIBRARY.")]
     have_text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
     have = tuple(map(int, re.findall(r"\d+", have_text or "")[:2]))
-    dotted = ".".join(map(str, need)) or "any"
+    dotted = ".".join(map(str, need)) or "no particular version"
     if not have:
         found.append(Finding("glibc", FAIL, "this system's C library is not glibc", "spillshim and NVIDIA's driver need glibc."))
     elif have < need:

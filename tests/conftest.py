@@ -72,6 +72,14 @@ def libspillshim() -> Path:
 
 
 @pytest.fixture(scope="session")
+def preloadable(libspillshim: Path) -> Path:
+    """The same as LD_PRELOAD can name it: a link where the clone's path holds a space."""
+    from spillshim import native
+
+    return native.loader_safe(libspillshim)
+
+
+@pytest.fixture(scope="session")
 def probe_path() -> Path:
     return _part("PROBE", "spillshim-probe")
 
@@ -239,9 +247,11 @@ class SimRunner:
 
 
 @pytest.fixture
-def run_sim(libspillshim: Path, sim_dir: Path, clean_env: dict[str, str], tmp_path: Path):
+def run_sim(preloadable: Path, sim_dir: Path, clean_env: dict[str, str], tmp_path: Path):
     """`run_sim(argv, vram="1G", ram="4G", shim=True, env={}, sim={}, timeout=60)` -> Result. See SimRunner."""
-    runner = SimRunner(libspillshim, sim_dir, clean_env, tmp_path)
+    from spillshim import native
+
+    runner = SimRunner(preloadable, native.loader_safe(sim_dir), clean_env, tmp_path)
     yield runner
     runner.close()
 

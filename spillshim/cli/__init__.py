@@ -8,6 +8,7 @@ spillshim.errors; a verb's module is imported only when it is called for (`run` 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -41,6 +42,8 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
+        if os.environ.get("NO_COLOR"):
+            ctx.color = False  # click itself looks at the terminal only
         try:
             return super().invoke(ctx)
         except SpillshimError as error:

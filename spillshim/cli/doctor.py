@@ -47,7 +47,7 @@ def _check_machine(sim: dict[str, str] | None, as_json: bool) -> bool:
     click.echo("")
     warnings = sum(finding.status == checks.WARN for finding in findings)
     failures = sum(finding.status == checks.FAIL for finding in findings)
-    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} warnings.")
+    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} to be aware of.")
     return failed
 
 

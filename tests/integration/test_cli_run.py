@@ -169,11 +169,11 @@ def test_awkward_paths_survive(spillshim, libspillshim: Path, folder: str, tmp_p
     assert result.stderr == ""
 
 
-def test_the_users_preload_is_kept(spillshim, c_program, libspillshim: Path) -> None:
+def test_the_users_preload_is_kept(spillshim, c_program, preloadable: Path, tmp_path: Path) -> None:
     source = '#include <unistd.h>\n__attribute__((constructor)) static void hello(void) { (void)!write(2, "user library\\n", 13); }\n'
-    library = c_program(source, link_libcuda=False, shared=True, name="user")
+    library = Path(shutil.copy(c_program(source, link_libcuda=False, shared=True, name="user"), tmp_path))  # no space in its path
     result = spillshim("run", "--", "sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": str(library)}).ok()
-    assert result.stdout.strip().split(":") == [str(libspillshim), str(library)]
+    assert result.stdout.strip().split(":") == [str(preloadable), str(library)]
     assert "user library" in result.stderr
 
 
@@ -183,20 +183,20 @@ def test_a_sanitized_program_runs(spillshim, c_program) -> None:
     assert result.returncode == 0, result
     assert "ASan runtime does not come first" not in result.stderr
     # The same mistake that the order avoids, so that this test is known to see it:
-    wrong = spillshim("run", "--", "sh", "-c", f'LD_PRELOAD="${{LD_PRELOAD##*libasan.so.*:}}" exec {built}')
+    wrong = spillshim("run", "--", "sh", "-c", 'exec "$0"', built)
     assert "ASan runtime does not come first" in wrong.stderr
 
 
-def test_a_sanitizer_in_the_users_preload_stays_in_front(spillshim, libspillshim: Path) -> None:
+def test_a_sanitizer_in_the_users_preload_stays_in_front(spillshim, preloadable: Path) -> None:
     asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
     result = spillshim("run", "--", "sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"}).ok()
-    assert result.stdout.strip().split(":") == [os.path.realpath(asan), str(libspillshim)]
+    assert result.stdout.strip().split(":") == [os.path.realpath(asan), str(preloadable)]
 
 
-def test_a_run_inside_a_run_preloads_once_and_overrides(spillshim, libspillshim: Path) -> None:
+def test_a_run_inside_a_run_preloads_once_and_overrides(spillshim, preloadable: Path) -> None:
     inner = [sys.executable, "-m", "spillshim", "run", "--log", "error", "--", "sh", "-c", "echo $LD_PRELOAD; echo $SPILLSHIM_LOG $SPILLSHIM_HOST_LIMIT; echo $SPILLSHIM_JOB"]
     lines = spillshim("run", "--log", "info", "--host-limit", "1G", "--", *inner, env={"SPILLSHIM_JOB": "outer"}).ok().stdout.splitlines()
-    assert lines == [str(libspillshim), "error 1G", "outer"]
+    assert lines == [str(preloadable), "error 1G", "outer"]
 
 
 # --- a program that never touches CUDA pays nothing -----------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_a_program_without_cuda_leaves_no_trace(spillshim, need, tmp_path: Path)
     before = set(os.listdir("/dev/shm"))
     # strace runs under the shim, and so does the program it starts; only the latter is in the trace.
     env = {"SPILLSHIM_STATE_DIR": str(state)}
-    result = spillshim("run", "--stats", tmp_path / "stats", "--", need("strace"), "-f", "-qq", "-o", trace, "/bin/true", env=env).ok()
+    result = spillshim("run", "--stats", tmp_path / "stats", "--", need("strace"), "-f", "-o", trace, "/bin/true", env=env).ok()
     assert result.stdout == result.stderr == ""
     calls = trace.read_text()
     assert "libspillshim.so" in calls, "the shim was loaded"
@@ -259,22 +259,22 @@ def test_two_simulated_runs_do_not_share_a_machine(spillshim, allocate: Path) ->
 # --- path and env -------------------------------------------------------------------------------------------------------------
 
 
-def test_path_is_for_ld_preload(spillshim, libspillshim: Path, sim_dir: Path) -> None:
-    assert spillshim("path").ok().stdout == f"{libspillshim}\n"
-    assert spillshim("path", "--sim").ok().stdout == f"{sim_dir}\n"
+def test_path_is_for_ld_preload(spillshim, preloadable: Path, sim_dir: Path) -> None:
+    assert spillshim("path").ok().stdout == f"{preloadable}\n"
+    assert Path(spillshim("path", "--sim").ok().stdout.strip()).resolve() == sim_dir.resolve()
     assert (Path(spillshim("path", "--include").ok().stdout.strip()) / "simk.h").is_file()
 
 
 def test_env_can_be_evaluated(spillshim, allocate: Path, clean_env, tmp_path: Path) -> None:
     lines = spillshim("env", "--sim", "vram=512M,ram=2G", "--quiet", "--log", "off", "--stats", tmp_path / "it's a file").ok().stdout
-    ran = subprocess.run(["sh", "-c", f'eval "$1"; exec {allocate} 1024', "sh", lines], env=clean_env, capture_output=True, text=True, check=False)
+    ran = subprocess.run(["sh", "-c", 'eval "$1"; exec "$2" 1024', "sh", lines, str(allocate)], env=clean_env, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
     assert json.loads((tmp_path / "it's a file").read_text())["spilled"]["bytes_peak"] > 0
 
 
-def test_env_as_json(spillshim, libspillshim: Path) -> None:
+def test_env_as_json(spillshim, preloadable: Path) -> None:
     made = json.loads(spillshim("env", "--json", "--vram-limit", "90%").ok().stdout)
-    assert made == {"LD_PRELOAD": str(libspillshim), "SPILLSHIM_VRAM_LIMIT": "90%"}
+    assert made == {"LD_PRELOAD": str(preloadable), "SPILLSHIM_VRAM_LIMIT": "90%"}
 
 
 def test_the_variables_are_documented(spillshim) -> None:
