@@ -75,16 +75,31 @@ def check_library(env: Mapping[str, str]) -> list[Finding]:
         safe = native.loader_safe(library)
     except SpillshimError as error:
         return [Finding("library", FAIL, error.message, error.fix)]
-    found = [Finding("library", OK, str(library) + (f" (through {safe}: the path holds a space or colon)" if safe != library else ""))]
+    found = [
+        Finding(
+            "library",
+            OK,
+            str(library) + (f" (through {safe}: the path holds a space or colon)" if safe != library else ""),
+        )
+    ]
     try:
         need = needed_glibc(library)
     except (ELFError, ValueError) as error:
-        return [Finding("library", FAIL, f"{library} is a damaged ELF file ({error})", "Reinstall spillshim, or unset SPILLSHIM_LIBRARY.")]
+        return [
+            Finding(
+                "library",
+                FAIL,
+                f"{library} is a damaged ELF file ({error})",
+                "Reinstall spillshim, or unset SPILLSHIM_LIBRARY.",
+            )
+        ]
     have_text = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
     have = tuple(map(int, re.findall(r"\d+", have_text or "")[:2]))
     dotted = ".".join(map(str, need)) or "no particular version"
     if not have:
-        found.append(Finding("glibc", FAIL, "this system's C library is not glibc", "spillshim and NVIDIA's driver need glibc."))
+        found.append(
+            Finding("glibc", FAIL, "this system's C library is not glibc", "spillshim and NVIDIA's driver need glibc.")
+        )
     elif have < need:
         found.append(
             Finding(
@@ -117,7 +132,12 @@ def check_library(env: Mapping[str, str]) -> list[Finding]:
         found.append(Finding("preload", FAIL, f"{test} with the library preloaded: {error}", "Reinstall spillshim."))
     if native.abi() is None:
         found.append(
-            Finding("python", WARN, "the module spillshim._abi does not load: `env --help-vars` is not available", "Reinstall spillshim with this Python.")
+            Finding(
+                "python",
+                WARN,
+                "the module spillshim._abi does not load: `env --help-vars` is not available",
+                "Reinstall spillshim with this Python.",
+            )
         )
     return found
 
@@ -129,9 +149,19 @@ def run_probe(env: Mapping[str, str]) -> tuple[int, dict[str, Any], str]:
     """Run spillshim-probe --json: (exit code, its object or {}, what it said on stderr). Raises SpillshimError if it can't run."""
     probe = native.probe()
     try:
-        ran = subprocess.run([str(probe), "--json"], env=launch.without_shim(env), capture_output=True, text=True, timeout=_PROBE_TIMEOUT, check=False)
+        ran = subprocess.run(
+            [str(probe), "--json"],
+            env=launch.without_shim(env),
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
-        raise SpillshimError(f"{probe} did not answer within {_PROBE_TIMEOUT:.0f} s", "The driver hangs: see `nvidia-smi` and the kernel log (dmesg).") from error
+        raise SpillshimError(
+            f"{probe} did not answer within {_PROBE_TIMEOUT:.0f} s",
+            "The driver hangs: see `nvidia-smi` and the kernel log (dmesg).",
+        ) from error
     except OSError as error:
         raise SpillshimError(f"{probe} cannot be run: {error.strerror}", "Reinstall spillshim.") from error
     lines = ran.stdout.strip().splitlines()
@@ -169,11 +199,18 @@ def check_driver(env: Mapping[str, str], simulated: bool) -> list[Finding]:
     found = [Finding("driver", OK, ", ".join(facts) or "answers")]
     backend = str(answer.get("backend") or "none")
     tries = "; ".join(
-        f"{one.get('backend', '?')}: {'works' if one.get('ok') else one.get('detail') or 'refused'}" for one in answer.get("tries", []) if isinstance(one, dict)
+        f"{one.get('backend', '?')}: {'works' if one.get('ok') else one.get('detail') or 'refused'}"
+        for one in answer.get("tries", [])
+        if isinstance(one, dict)
     )
     if code == 3 or backend == "none":
         found.append(
-            Finding("backend", FAIL, f"no way to give host memory to the GPU ({tries or said or 'no details'})", "In a container add --cap-add SYS_NICE; else a driver of version 525 or newer.")
+            Finding(
+                "backend",
+                FAIL,
+                f"no way to give host memory to the GPU ({tries or said or 'no details'})",
+                "In a container add --cap-add SYS_NICE; else a driver of version 525 or newer.",
+            )
         )
     elif backend == "hostalloc":
         found.append(
@@ -194,7 +231,10 @@ def check_driver(env: Mapping[str, str], simulated: bool) -> list[Finding]:
 
 def _meminfo(root: Path) -> dict[str, int]:
     """/proc/meminfo in bytes."""
-    return {key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)}
+    return {
+        key: int(value) * 1024
+        for key, value in re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    }
 
 
 def check_memory(root: Path = Path("/")) -> list[Finding]:
@@ -202,10 +242,21 @@ def check_memory(root: Path = Path("/")) -> list[Finding]:
     info = _meminfo(root)
     total, available = info.get("MemTotal", 0), info.get("MemAvailable", 0)
     if not total:
-        return [Finding("ram", WARN, "/proc/meminfo is not readable", "Mount /proc: the shim asks it before it pins memory.")]
+        return [
+            Finding(
+                "ram", WARN, "/proc/meminfo is not readable", "Mount /proc: the shim asks it before it pins memory."
+            )
+        ]
     detail = f"{human(available)} of {human(total)} available"
     if available < 2 * GIB + max(total // 10, 2 * GIB):
-        return [Finding("ram", WARN, f"{detail}: little is left to spill to (10% of RAM, at least 2 GiB, is never pinned)", "End programs that hold memory, or lower SPILLSHIM_RAM_RESERVE.")]
+        return [
+            Finding(
+                "ram",
+                WARN,
+                f"{detail}: little is left to spill to (10% of RAM, at least 2 GiB, is never pinned)",
+                "End programs that hold memory, or lower SPILLSHIM_RAM_RESERVE.",
+            )
+        ]
     return [Finding("ram", OK, detail)]
 
 
@@ -218,7 +269,10 @@ def check_memlock(soft: int | None = None) -> list[Finding]:
         return [Finding("memlock", OK, "unlimited")]
     return [
         Finding(
-            "memlock", INFO, f"{human(limit)}; NVIDIA's driver does not count what it pins against it", "Should pinning fail: ulimit -l unlimited (LimitMEMLOCK=infinity in a unit)."
+            "memlock",
+            INFO,
+            f"{human(limit)}; NVIDIA's driver does not count what it pins against it",
+            "Should pinning fail: ulimit -l unlimited (LimitMEMLOCK=infinity in a unit).",
         )
     ]
 
@@ -257,18 +311,39 @@ def check_cgroup(root: Path = Path("/")) -> list[Finding]:
     most, used, place = limit
     detail = f"{human(most)} in {place}, {human(used)} used"
     if most - used < 2 * GIB:
-        return [Finding("cgroup", WARN, f"{detail}: little is left to spill to", "Raise the limit (docker run --memory, MemoryMax= in a unit), or set --host-limit.")]
+        return [
+            Finding(
+                "cgroup",
+                WARN,
+                f"{detail}: little is left to spill to",
+                "Raise the limit (docker run --memory, MemoryMax= in a unit), or set --host-limit.",
+            )
+        ]
     return [Finding("cgroup", OK, detail)]
 
 
 def check_shm(folder: Path = Path("/dev/shm")) -> list[Finding]:
     """/dev/shm, where the processes of a user keep their common ledger."""
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return [Finding("shm", FAIL, f"{folder} is missing or not writable", "Mount it (tmpfs), or set SPILLSHIM_STATE_DIR to a private folder.")]
+        return [
+            Finding(
+                "shm",
+                FAIL,
+                f"{folder} is missing or not writable",
+                "Mount it (tmpfs), or set SPILLSHIM_STATE_DIR to a private folder.",
+            )
+        ]
     free = os.statvfs(folder)
     size = free.f_bavail * free.f_frsize
     if size < MIB:
-        return [Finding("shm", FAIL, f"{folder} is full ({human(size)} free)", "Remove what fills it, or set SPILLSHIM_STATE_DIR.")]
+        return [
+            Finding(
+                "shm",
+                FAIL,
+                f"{folder} is full ({human(size)} free)",
+                "Remove what fills it, or set SPILLSHIM_STATE_DIR.",
+            )
+        ]
     return [Finding("shm", OK, f"{folder}, {human(size)} free")]
 
 
@@ -280,14 +355,28 @@ def check_platform(root: Path = Path("/")) -> list[Finding]:
     found = []
     if "microsoft" in _read(root / "proc/version").lower():
         found.append(
-            Finding("platform", WARN, "WSL2: Windows limits pinned memory to about 1 GiB, and host memory through cuMemCreate is not supported", "Use Linux on the machine itself for more than a little.")
+            Finding(
+                "platform",
+                WARN,
+                "WSL2: Windows limits pinned memory to about 1 GiB, and host memory through cuMemCreate is not supported",
+                "Use Linux on the machine itself for more than a little.",
+            )
         )
-    container = (root / ".dockerenv").exists() or (root / "run/.containerenv").exists() or bool(re.search(r"docker|kubepods|containerd|libpod", _read(root / "proc/self/cgroup")))
+    container = (
+        (root / ".dockerenv").exists()
+        or (root / "run/.containerenv").exists()
+        or bool(re.search(r"docker|kubepods|containerd|libpod", _read(root / "proc/self/cgroup")))
+    )
     match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", _read(root / "proc/self/status"), re.MULTILINE)
     may_place = bool(match and int(match[1], 16) >> _CAP_SYS_NICE & 1)
     if container and not may_place:
         found.append(
-            Finding("container", WARN, "in a container without CAP_SYS_NICE: cuMemCreate on a NUMA node may be refused", "docker run --cap-add SYS_NICE ... (Kubernetes: securityContext.capabilities.add)")
+            Finding(
+                "container",
+                WARN,
+                "in a container without CAP_SYS_NICE: cuMemCreate on a NUMA node may be refused",
+                "docker run --cap-add SYS_NICE ... (Kubernetes: securityContext.capabilities.add)",
+            )
         )
     elif container:
         found.append(Finding("container", OK, "in a container, with CAP_SYS_NICE"))

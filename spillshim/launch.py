@@ -80,7 +80,9 @@ def simulated(env: Mapping[str, str], sim: Mapping[str, str]) -> dict[str, str]:
     return made
 
 
-def environment(env: Mapping[str, str], settings: Settings, sanitizers: Sequence[str] = (), job: bool = True) -> dict[str, str]:
+def environment(
+    env: Mapping[str, str], settings: Settings, sanitizers: Sequence[str] = (), job: bool = True
+) -> dict[str, str]:
     """`env` with the shim preloaded and `settings` applied.
 
     `job`: give the processes of this run a common SPILLSHIM_JOB unless there is one. Raises SpillshimError (125) when the
@@ -101,7 +103,8 @@ def refuse_uncatchable(found: program.Program) -> None:
     if found.problems:
         raise NotCatchable(
             "; ".join(sentence for _, sentence, _ in found.problems),
-            " ".join(dict.fromkeys(advice for _, _, advice in found.problems)) + " --force runs it all the same, without the shim.",
+            " ".join(dict.fromkeys(advice for _, _, advice in found.problems))
+            + " --force runs it all the same, without the shim.",
         )
 
 

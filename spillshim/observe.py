@@ -56,7 +56,11 @@ class Observation:
         return any(process.verdict == CAUGHT for process in self.processes)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"returncode": self.returncode, "caught": self.caught, "processes": [asdict(process) for process in self.processes]}
+        return {
+            "returncode": self.returncode,
+            "caught": self.caught,
+            "processes": [asdict(process) for process in self.processes],
+        }
 
 
 def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settings) -> Observation:
@@ -140,11 +144,20 @@ def _judge(report: Mapping[str, Any]) -> Process:
     allocations = [path for path in paths if str(path.get("symbol", "")).startswith(_ALLOCATIONS)]
     if counts["managed"] or counts["native"] or counts["spilled"] or allocations:
         total = counts["managed"] + counts["native"]
-        return Process(pid, exe, CAUGHT, f"{total} allocations reached the shim ({counts['managed']} managed by it, {counts['native']} left to the driver)", paths, counts)
+        return Process(
+            pid,
+            exe,
+            CAUGHT,
+            f"{total} allocations reached the shim ({counts['managed']} managed by it, {counts['native']} left to the driver)",
+            paths,
+            counts,
+        )
     if report.get("libcuda"):
         why = f"it loaded {report['libcuda']}, but no allocation reached the shim: it allocated nothing, or got its entry points by a way around the dynamic loader"
         return Process(pid, exe, NO_ALLOCATION, why, paths, counts)
-    return Process(pid, exe, NO_CUDA, "the shim was loaded, but libcuda.so.1 was not: it never used CUDA", paths, counts)
+    return Process(
+        pid, exe, NO_CUDA, "the shim was loaded, but libcuda.so.1 was not: it never used CUDA", paths, counts
+    )
 
 
 def _why_not_loaded(exe: str) -> str:

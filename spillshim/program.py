@@ -13,6 +13,7 @@ import shlex
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -20,7 +21,15 @@ from elftools.elf.elffile import ELFFile
 from spillshim.errors import ProgramNotExecutable, ProgramNotFound
 
 _MAX_INTERPRETERS = 5  # the kernel follows no more `#!` either
-SANITIZERS = ("libasan.so", "libtsan.so", "liblsan.so", "libhwasan.so", "libubsan.so", "libclang_rt.asan", "libclang_rt.tsan")
+SANITIZERS = (
+    "libasan.so",
+    "libtsan.so",
+    "liblsan.so",
+    "libhwasan.so",
+    "libubsan.so",
+    "libclang_rt.asan",
+    "libclang_rt.tsan",
+)
 # libubsan needs no place in front; it is in the list of names only so that it keeps its place among them.
 _MUST_BE_FIRST = tuple(name for name in SANITIZERS if "ubsan" not in name)
 
@@ -96,7 +105,9 @@ def _check_executable(path: Path, info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise ProgramNotExecutable(f"{path} is not a regular file, so it cannot be executed")
     if not os.access(path, os.X_OK):
-        raise ProgramNotExecutable(f"{path} is not executable (mode {stat.S_IMODE(info.st_mode):04o})", f"chmod +x '{path}'")
+        raise ProgramNotExecutable(
+            f"{path} is not executable (mode {stat.S_IMODE(info.st_mode):04o})", f"chmod +x '{path}'"
+        )
 
 
 def read(command: str, search: str | None = None) -> Program:
@@ -143,7 +154,7 @@ def _interpreter(head: bytes, script: Path, search: str | None) -> Path:
         raise ProgramNotFound(f"the interpreter of {script} was not found: {' '.join(words)}") from error
 
 
-def _read_elf(program: Program, file: object) -> None:
+def _read_elf(program: Program, file: IO[bytes]) -> None:
     path = program.elf
     try:
         elf = ELFFile(file)
@@ -151,7 +162,11 @@ def _read_elf(program: Program, file: object) -> None:
         if elf.elfclass != 64 or elf["e_machine"] != "EM_X86_64":
             bits = f"{elf.elfclass}-bit {machine}"
             program.problems.append(
-                ("machine", f"{path} is a {bits} program, and libspillshim.so is for 64-bit x86", "Use a 64-bit x86 build of the program.")
+                (
+                    "machine",
+                    f"{path} is a {bits} program, and libspillshim.so is for 64-bit x86",
+                    "Use a 64-bit x86 build of the program.",
+                )
             )
             return
         for segment in elf.iter_segments():
@@ -194,7 +209,11 @@ def _read_privileges(program: Program, path: Path) -> None:
     for bit, word in ((stat.S_ISUID, "setuid"), (stat.S_ISGID, "setgid")):
         if mode & bit:
             program.problems.append(
-                (word, f"{path} is {word} (mode {stat.S_IMODE(mode):04o}): the loader ignores LD_PRELOAD in such programs", advice)
+                (
+                    word,
+                    f"{path} is {word} (mode {stat.S_IMODE(mode):04o}): the loader ignores LD_PRELOAD in such programs",
+                    advice,
+                )
             )
     try:
         capable = bool(os.getxattr(path, "security.capability"))
@@ -202,5 +221,9 @@ def _read_privileges(program: Program, path: Path) -> None:
         capable = False
     if capable:
         program.problems.append(
-            ("capabilities", f"{path} has file capabilities (getcap shows them): the loader ignores LD_PRELOAD in such programs", advice)
+            (
+                "capabilities",
+                f"{path} has file capabilities (getcap shows them): the loader ignores LD_PRELOAD in such programs",
+                advice,
+            )
         )

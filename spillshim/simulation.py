@@ -105,6 +105,8 @@ def fresh_name(env: Mapping[str, str]) -> str:
 def vram_sizes(sim: Mapping[str, str], env: Mapping[str, str]) -> list[int]:
     """Bytes of VRAM of the simulated card, from --sim, else the environment; empty where that is malformed (cuInit will say so)."""
     try:
-        return [sizes.parse(sim.get("SIMGPU_VRAM") or env.get("SIMGPU_VRAM") or DEFAULT_VRAM, percent=False).bytes_of(0)]
+        return [
+            sizes.parse(sim.get("SIMGPU_VRAM") or env.get("SIMGPU_VRAM") or DEFAULT_VRAM, percent=False).bytes_of(0)
+        ]
     except ValueError:
         return []

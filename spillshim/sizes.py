@@ -42,7 +42,9 @@ def parse(text: str, *, percent: bool = True, minimum: int = 0) -> Amount:
     if share and percent:
         value = float(share["number"])
         if value > 100 or (minimum and value == 0):
-            raise ValueError(f"{text!r} is out of range: a percentage lies between {'1%' if minimum else '0%'} and 100%")
+            raise ValueError(
+                f"{text!r} is out of range: a percentage lies between {'1%' if minimum else '0%'} and 100%"
+            )
         return Amount(stripped, percent=value)
     form = _FORM.fullmatch(stripped)
     if not form:
@@ -52,7 +54,9 @@ def parse(text: str, *, percent: bool = True, minimum: int = 0) -> Amount:
         raise ValueError(f"{text!r} is more memory than any machine has: expected {forms}, below 1024T")
     if size < minimum:
         hint = f"; did you mean {stripped}G?" if not form["unit"] and size < 4096 and size > 0 else ""
-        raise ValueError(f"{text!r} is {human(size)}, less than the least sensible value {human(minimum)}: expected {forms}{hint}")
+        raise ValueError(
+            f"{text!r} is {human(size)}, less than the least sensible value {human(minimum)}: expected {forms}{hint}"
+        )
     return Amount(stripped, size=size)
 
 

@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,9 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the longer members (marker `slow`); `scripts/test --ci` does")
+    parser.addoption(
+        "--slow", action="store_true", help="also run the longer members (marker `slow`); `scripts/test --ci` does"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +58,9 @@ def _part(variable: str, *parts: str) -> Path:
 
         path = Path(str(resources.files("spillshim").joinpath("/".join(parts))))
     if not path.exists():
-        pytest.fail(f"native part not built: {path} (pip install -e ., or set SPILLSHIM_TEST_{variable})", pytrace=False)
+        pytest.fail(
+            f"native part not built: {path} (pip install -e ., or set SPILLSHIM_TEST_{variable})", pytrace=False
+        )
     return path
 
 
@@ -147,7 +152,7 @@ class Result:
     def __str__(self) -> str:
         return f"{self.argv} ended with {self.returncode}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
-    def ok(self) -> "Result":
+    def ok(self) -> Result:
         """Self, or a failed assertion that shows the program's output."""
         assert self.returncode == 0, str(self)
         return self
@@ -196,7 +201,9 @@ class SimRunner:
         made.update(env or {})
         return made
 
-    def start(self, argv: Sequence[str | Path], *, cwd: Path | None = None, stdin: int | None = subprocess.DEVNULL, **how: Any):
+    def start(
+        self, argv: Sequence[str | Path], *, cwd: Path | None = None, stdin: int | None = subprocess.DEVNULL, **how: Any
+    ):
         """Start without waiting; `how` as for env(). Finish with finish(process), or the test's end kills it."""
         self.state_dir.mkdir(mode=0o700, exist_ok=True)
         process = subprocess.Popen(
@@ -213,24 +220,28 @@ class SimRunner:
         self._started.append(process)
         return process
 
-    def finish(self, process: "subprocess.Popen[str]", timeout: float = 60, input: str | None = None) -> Result:
+    def finish(self, process: subprocess.Popen[str], timeout: float = 60, input: str | None = None) -> Result:
         """Wait for a started program. A timeout (seconds) kills its whole tree and fails the test."""
         try:
             out, err = process.communicate(input=input, timeout=timeout)
         except subprocess.TimeoutExpired:
             self._kill(process)
             out, err = process.communicate()
-            pytest.fail(f"{process.args} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}", pytrace=False)
+            pytest.fail(
+                f"{process.args} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}", pytrace=False
+            )
         return Result(list(map(str, process.args)), process.returncode, out, err, read_stats(self.stats_file))
 
-    def __call__(self, argv: Sequence[str | Path], *, timeout: float = 60, input: str | None = None, **how: Any) -> Result:
+    def __call__(
+        self, argv: Sequence[str | Path], *, timeout: float = 60, input: str | None = None, **how: Any
+    ) -> Result:
         """Run to the end. The stats of this call alone are in the result (the file is emptied before)."""
         self.stats_file.unlink(missing_ok=True)
         process = self.start(argv, stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL, **how)
         return self.finish(process, timeout, input)
 
     @staticmethod
-    def _kill(process: "subprocess.Popen[str]") -> None:
+    def _kill(process: subprocess.Popen[str]) -> None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -266,10 +277,22 @@ def spillshim(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Result
     folder = tmp_path / "cwd"
     folder.mkdir()
 
-    def call(*arguments: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), timeout: float = 60) -> Result:
+    def call(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), timeout: float = 60
+    ) -> Result:
         argv = [*prefix, sys.executable, "-m", "spillshim", *map(str, arguments)]
         made = {**clean_env, **(env or {})}
-        ran = subprocess.run(argv, env=made, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+        ran = subprocess.run(
+            argv,
+            env=made,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
         return Result(argv, ran.returncode, ran.stdout, ran.stderr)
 
     return call
@@ -317,14 +340,25 @@ def c_program(request: pytest.FixtureRequest) -> Callable[..., Path]:
         if preprocessed.returncode:
             pytest.fail(f"cannot preprocess {path}:\n{preprocessed.stderr.decode()}", pytrace=False)
         version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, check=True).stdout
-        key = hashlib.sha256(b"\0".join([preprocessed.stdout, version, repr((command, flags, links)).encode()])).hexdigest()[:20]
+        key = hashlib.sha256(
+            b"\0".join([preprocessed.stdout, version, repr((command, flags, links)).encode()])
+        ).hexdigest()[:20]
         target = cache / key / (f"{stem}.so" if shared else stem)
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         built = subprocess.run(
-            [*command, *compile_flags, str(path), "-o", str(partial), *[f for f in flags if f not in compile_flags], *links, "-ldl"],
+            [
+                *command,
+                *compile_flags,
+                str(path),
+                "-o",
+                str(partial),
+                *[f for f in flags if f not in compile_flags],
+                *links,
+                "-ldl",
+            ],
             capture_output=True,
             text=True,
             check=False,

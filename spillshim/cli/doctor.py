@@ -14,7 +14,12 @@ from spillshim.cli.options import OptionalCommandAfterDashes, show, sim_option
 from spillshim.errors import EXIT_CHECK_FAILED
 
 _STYLES = {checks.OK: "green", checks.INFO: "cyan", checks.WARN: "yellow", checks.FAIL: "bold red"}
-_VERDICTS = {observe.CAUGHT: "green", observe.NO_CUDA: "cyan", observe.NO_ALLOCATION: "yellow", observe.NOT_LOADED: "yellow"}
+_VERDICTS = {
+    observe.CAUGHT: "green",
+    observe.NO_CUDA: "cyan",
+    observe.NO_ALLOCATION: "yellow",
+    observe.NOT_LOADED: "yellow",
+}
 
 
 @click.command("doctor", cls=OptionalCommandAfterDashes)
@@ -41,7 +46,11 @@ def _check_machine(sim: dict[str, str] | None, as_json: bool) -> bool:
     findings = checks.all_findings(env, sim is not None)
     failed = any(finding.status == checks.FAIL for finding in findings)
     if as_json:
-        click.echo(json.dumps({"ok": not failed, "simulated": sim is not None, "checks": [finding.as_dict() for finding in findings]}))
+        click.echo(
+            json.dumps(
+                {"ok": not failed, "simulated": sim is not None, "checks": [finding.as_dict() for finding in findings]}
+            )
+        )
         return failed
     _print_findings(findings)
     click.echo("")
@@ -109,7 +118,12 @@ def _print_observation(argv: list[str], observation: observe.Observation) -> Non
                 table.add_column(title, no_wrap=True)
             table.add_column("calls", justify="right")
             for path in process.paths:
-                table.add_row(f"    {path.get('module', '?')}", str(path.get("path", "?")), str(path.get("symbol", "?")), str(path.get("calls", "?")))
+                table.add_row(
+                    f"    {path.get('module', '?')}",
+                    str(path.get("path", "?")),
+                    str(path.get("symbol", "?")),
+                    str(path.get("calls", "?")),
+                )
             out(table)
     if not observation.processes:
         out(Text("  none was seen: it ended before it could be looked at, and none of them loaded the shim"))

@@ -59,8 +59,12 @@ def _escape(text: str) -> str:
 
 @click.command("env")
 @shim_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object (with --help-vars a list) instead of shell lines.")
-@click.option("--help-vars", is_flag=True, help="List the environment variables that the library reads, with their defaults.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object (with --help-vars a list) instead of shell lines."
+)
+@click.option(
+    "--help-vars", is_flag=True, help="List the environment variables that the library reads, with their defaults."
+)
 @click.pass_context
 def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_vars: bool) -> None:
     """Print shell lines that put every program started afterwards under the shim.
@@ -73,7 +77,9 @@ def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_
         return
     before = launch.inherited()
     after = launch.environment(before, settings(ctx, sim), job=False)
-    changed = {name: value for name, value in sorted(after.items()) if before.get(name) != value or name == "LD_PRELOAD"}
+    changed = {
+        name: value for name, value in sorted(after.items()) if before.get(name) != value or name == "LD_PRELOAD"
+    }
     if as_json:
         click.echo(json.dumps(changed, indent=2))
         return

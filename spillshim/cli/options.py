@@ -80,18 +80,87 @@ class OutputFileType(click.ParamType):
 
 # option, SPILLSHIM_ variable, click arguments
 _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
-    ("--vram-limit", "VRAM_LIMIT", {"type": SizeType(minimum=2 * sizes.MIB), "help": "Most VRAM the program (with its children) may use on a device."}),
-    ("--host-limit", "HOST_LIMIT", {"type": SizeType(), "help": "Most RAM that all your programs under spillshim may pin together."}),
-    ("--headroom", "HEADROOM", {"type": SizeType(), "help": "VRAM kept free for the driver. [default: 3%, at least 512M, at most 1/8]"}),
-    ("--holdback", "HOLDBACK", {"type": SizeType(), "help": "VRAM kept back for late allocations once one region exceeds half of VRAM. [default: 15%]"}),
-    ("--managed-min", "MANAGED_MIN", {"type": SizeType(percent=False), "help": "Smaller allocations are left to the driver. [default: 16M]"}),
-    ("--report", "REPORT", {"type": click.Choice(["vram", "virtual"]), "help": "What free and total memory the program is told: VRAM's, or VRAM and RAM together. [default: vram]"}),
-    ("--oom", "OOM", {"type": click.Choice(["never", "soft"]), "help": "soft: answer out-of-memory once before spilling, so that a caching allocator gives back its cache. [default: never]"}),
-    ("--no-spill", "SPILL", {"is_flag": True, "flag_value": "0", "help": "Never use RAM (to see how the program ends without it)."}),
-    ("--backend", "BACKEND", {"type": click.Choice(["auto", "host-numa", "host", "hostalloc", "none"]), "help": "How RAM is given to the GPU. [default: auto, found out by a probe]"}),
-    ("--log", "LOG", {"type": click.Choice(["off", "error", "warn", "info", "debug"]), "help": "How much the shim writes to stderr. [default: warn]"}),
-    ("--log-file", "LOG_FILE", {"type": OutputFileType(), "help": "Write those lines to FILE instead; %h becomes the host's name, %p the process id."}),
-    ("--stats", "STATS", {"type": OutputFileType(), "help": "Append one JSON object per process that used CUDA to FILE when it ends."}),
+    (
+        "--vram-limit",
+        "VRAM_LIMIT",
+        {
+            "type": SizeType(minimum=2 * sizes.MIB),
+            "help": "Most VRAM the program (with its children) may use on a device.",
+        },
+    ),
+    (
+        "--host-limit",
+        "HOST_LIMIT",
+        {"type": SizeType(), "help": "Most RAM that all your programs under spillshim may pin together."},
+    ),
+    (
+        "--headroom",
+        "HEADROOM",
+        {"type": SizeType(), "help": "VRAM kept free for the driver. [default: 3%, at least 512M, at most 1/8]"},
+    ),
+    (
+        "--holdback",
+        "HOLDBACK",
+        {
+            "type": SizeType(),
+            "help": "VRAM kept back for late allocations once one region exceeds half of VRAM. [default: 15%]",
+        },
+    ),
+    (
+        "--managed-min",
+        "MANAGED_MIN",
+        {"type": SizeType(percent=False), "help": "Smaller allocations are left to the driver. [default: 16M]"},
+    ),
+    (
+        "--report",
+        "REPORT",
+        {
+            "type": click.Choice(["vram", "virtual"]),
+            "help": "What free and total memory the program is told: VRAM's, or VRAM and RAM together. [default: vram]",
+        },
+    ),
+    (
+        "--oom",
+        "OOM",
+        {
+            "type": click.Choice(["never", "soft"]),
+            "help": "soft: answer out-of-memory once before spilling, so that a caching allocator gives back its cache. [default: never]",
+        },
+    ),
+    (
+        "--no-spill",
+        "SPILL",
+        {"is_flag": True, "flag_value": "0", "help": "Never use RAM (to see how the program ends without it)."},
+    ),
+    (
+        "--backend",
+        "BACKEND",
+        {
+            "type": click.Choice(["auto", "host-numa", "host", "hostalloc", "none"]),
+            "help": "How RAM is given to the GPU. [default: auto, found out by a probe]",
+        },
+    ),
+    (
+        "--log",
+        "LOG",
+        {
+            "type": click.Choice(["off", "error", "warn", "info", "debug"]),
+            "help": "How much the shim writes to stderr. [default: warn]",
+        },
+    ),
+    (
+        "--log-file",
+        "LOG_FILE",
+        {
+            "type": OutputFileType(),
+            "help": "Write those lines to FILE instead; %h becomes the host's name, %p the process id.",
+        },
+    ),
+    (
+        "--stats",
+        "STATS",
+        {"type": OutputFileType(), "help": "Append one JSON object per process that used CUDA to FILE when it ends."},
+    ),
     ("--quiet", "QUIET", {"is_flag": True, "flag_value": "1", "help": "No summary line when the program ends."}),
 ]
 
@@ -100,7 +169,12 @@ def sim_option(function: F) -> F:
     """Add --sim (with or without a value) as the keyword argument `sim`: {"SIMGPU_...": value} or None."""
     keys = ", ".join(simulation.KEYS)
     return click.option(
-        "--sim", type=SimType(), is_flag=False, flag_value="", default=None, help=f"Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G. Keys: {keys}."
+        "--sim",
+        type=SimType(),
+        is_flag=False,
+        flag_value="",
+        default=None,
+        help=f"Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G. Keys: {keys}.",
     )(function)
 
 
@@ -119,7 +193,9 @@ def shim_options(function: F) -> F:
 
     function = sim_option(function)
     for name, variable, arguments in reversed(_OPTIONS):
-        function = click.option(name, callback=remember(variable), expose_value=False, default=None, **arguments)(function)
+        function = click.option(name, callback=remember(variable), expose_value=False, default=None, **arguments)(
+            function
+        )
     return function
 
 

@@ -33,5 +33,7 @@ def command(ctx: click.Context, sim: dict[str, str] | None, force: bool) -> None
     else:
         launch.refuse_uncatchable(found)
     if found.unreadable:
-        click.echo(f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True)
+        click.echo(
+            f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True
+        )
     launch.execute(found, argv, launch.environment(env, wanted, found.sanitizers))

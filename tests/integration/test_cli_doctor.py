@@ -62,7 +62,10 @@ def test_the_simulated_machine_passes(spillshim) -> None:
     assert all(check["fix"] for check in found.values() if check["status"] in ("warn", "fail"))
 
 
-@pytest.mark.parametrize(("host_vmm", "backend", "status"), [("host", "host", "ok"), ("none", "hostalloc", "warn"), ("crash", "hostalloc", "warn")])
+@pytest.mark.parametrize(
+    ("host_vmm", "backend", "status"),
+    [("host", "host", "ok"), ("none", "hostalloc", "warn"), ("crash", "hostalloc", "warn")],
+)
 def test_the_backend_is_found_out(spillshim, host_vmm: str, backend: str, status: str) -> None:
     check = checks(spillshim("doctor", "--sim", f"{MACHINE},host_vmm={host_vmm}", "--json").stdout)["backend"]
     assert check["detail"].startswith(backend)
@@ -86,7 +89,9 @@ def test_a_library_that_cannot_be_preloaded_fails(spillshim, tmp_path: Path) -> 
     broken.write_bytes(b"\x7fELF" + bytes(60))
     result = spillshim("doctor", "--sim", MACHINE, "--json", env={"SPILLSHIM_LIBRARY": str(broken)})
     assert result.returncode == 1
-    assert "fail" in {check["status"] for check in checks(result.stdout).values() if check["check"] in ("library", "glibc", "preload")}
+    assert "fail" in {
+        check["status"] for check in checks(result.stdout).values() if check["check"] in ("library", "glibc", "preload")
+    }
 
 
 # --- proving that allocations reach the shim ------------------------------------------------------------------------------
@@ -103,14 +108,19 @@ def test_a_linked_program_is_caught(spillshim, c_program) -> None:
     assert answer["returncode"] == 7, "the program's own exit code is told, and is no failure of the check"
     (process,) = answer["processes"]
     assert process["verdict"] == "caught"
-    assert any(path["path"] == "link" and path["symbol"].startswith("cuMemAlloc") and path["calls"] >= 1 for path in process["paths"]), process
+    assert any(
+        path["path"] == "link" and path["symbol"].startswith("cuMemAlloc") and path["calls"] >= 1
+        for path in process["paths"]
+    ), process
 
 
 def test_a_program_that_uses_dlsym_is_caught(spillshim, c_program) -> None:
     code, answer = observed(spillshim, c_program(DLSYM, link_libcuda=False, name="dlsym"))
     assert code == 0
     (process,) = answer["processes"]
-    assert any(path["path"] == "dlsym" and path["symbol"].startswith("cuMemAlloc") for path in process["paths"]), process
+    assert any(path["path"] == "dlsym" and path["symbol"].startswith("cuMemAlloc") for path in process["paths"]), (
+        process
+    )
 
 
 def test_a_program_without_cuda_is_told_so(spillshim) -> None:
@@ -128,12 +138,19 @@ def test_a_program_that_allocates_nothing_is_told_so(spillshim, c_program) -> No
 def test_a_process_that_loses_the_preload_is_named(spillshim, c_program) -> None:
     code, answer = observed(spillshim, "env", "-u", "LD_PRELOAD", "sleep", "0.3")
     assert code == 1
-    assert any(process["verdict"] == "not loaded" and process["exe"].endswith("sleep") for process in answer["processes"]), answer
+    assert any(
+        process["verdict"] == "not loaded" and process["exe"].endswith("sleep") for process in answer["processes"]
+    ), answer
 
 
 def test_each_process_of_a_tree_is_listed(spillshim, c_program) -> None:
     linked = c_program(LINKED, name="linked")
-    static = c_program("#include <unistd.h>\nint main(void) { usleep(300000); return 0; }\n", link_libcuda=False, flags=["-static"], name="sleeper")
+    static = c_program(
+        "#include <unistd.h>\nint main(void) { usleep(300000); return 0; }\n",
+        link_libcuda=False,
+        flags=["-static"],
+        name="sleeper",
+    )
     code, answer = observed(spillshim, "sh", "-c", f"{linked}; {static}; /bin/true; true")
     assert code == 0
     verdicts = {os.path.basename(process["exe"]): process for process in answer["processes"]}

@@ -62,7 +62,11 @@ def test_the_exit_code_is_the_programs(spillshim, code: int) -> None:
 
 def test_the_process_is_the_programs(clean_env, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo $$"], env=clean_env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo $$"],
+        env=clean_env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     out, _ = process.communicate(timeout=30)
     assert int(out) == process.pid
@@ -71,7 +75,11 @@ def test_the_process_is_the_programs(clean_env, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1])
 def test_signals_reach_the_program(number: signal.Signals, clean_env, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo ready; exec sleep 30"], env=clean_env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo ready; exec sleep 30"],
+        env=clean_env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -81,7 +89,9 @@ def test_signals_reach_the_program(number: signal.Signals, clean_env, tmp_path: 
 
 def test_signal_dispositions_and_descriptors_are_untouched(spillshim, clean_env) -> None:
     look = ["sh", "-c", "grep ^Sig /proc/self/status; ls /proc/self/fd"]
-    bare = subprocess.run(look, env=clean_env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    bare = subprocess.run(
+        look, env=clean_env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    ).stdout
     strip = re.compile(r"^SigQ.*\n", re.MULTILINE)  # pending signals of the whole user: changes by itself
     assert strip.sub("", spillshim("run", "--", *look).ok().stdout) == strip.sub("", bare)
 
@@ -121,7 +131,9 @@ def test_a_script_without_a_first_line_runs(spillshim, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [["-static"], ["-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"]])
-def test_what_cannot_be_caught_is_refused_before_it_runs(spillshim, c_program, flags: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_caught_is_refused_before_it_runs(
+    spillshim, c_program, flags: list[str], tmp_path: Path
+) -> None:
     mark = tmp_path / "ran"
     source = f'#include <stdio.h>\nint main(void) {{ fclose(fopen("{mark}", "w")); return 9; }}\n'
     built = c_program(source, link_libcuda=False, flags=flags, name="escapes")
@@ -171,7 +183,9 @@ def test_awkward_paths_survive(spillshim, libspillshim: Path, folder: str, tmp_p
 
 def test_the_users_preload_is_kept(spillshim, c_program, preloadable: Path, tmp_path: Path) -> None:
     source = '#include <unistd.h>\n__attribute__((constructor)) static void hello(void) { (void)!write(2, "user library\\n", 13); }\n'
-    library = Path(shutil.copy(c_program(source, link_libcuda=False, shared=True, name="user"), tmp_path))  # no space in its path
+    library = Path(
+        shutil.copy(c_program(source, link_libcuda=False, shared=True, name="user"), tmp_path)
+    )  # no space in its path
     result = spillshim("run", "--", "sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": str(library)}).ok()
     assert result.stdout.strip().split(":") == [str(preloadable), str(library)]
     assert "user library" in result.stderr
@@ -188,14 +202,38 @@ def test_a_sanitized_program_runs(spillshim, c_program) -> None:
 
 
 def test_a_sanitizer_in_the_users_preload_stays_in_front(spillshim, preloadable: Path) -> None:
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    result = spillshim("run", "--", "sh", "-c", "echo $LD_PRELOAD", env={"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"}).ok()
+    asan = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    result = spillshim(
+        "run",
+        "--",
+        "sh",
+        "-c",
+        "echo $LD_PRELOAD",
+        env={"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"},
+    ).ok()
     assert result.stdout.strip().split(":") == [os.path.realpath(asan), str(preloadable)]
 
 
 def test_a_run_inside_a_run_preloads_once_and_overrides(spillshim, preloadable: Path) -> None:
-    inner = [sys.executable, "-m", "spillshim", "run", "--log", "error", "--", "sh", "-c", "echo $LD_PRELOAD; echo $SPILLSHIM_LOG $SPILLSHIM_HOST_LIMIT; echo $SPILLSHIM_JOB"]
-    lines = spillshim("run", "--log", "info", "--host-limit", "1G", "--", *inner, env={"SPILLSHIM_JOB": "outer"}).ok().stdout.splitlines()
+    inner = [
+        sys.executable,
+        "-m",
+        "spillshim",
+        "run",
+        "--log",
+        "error",
+        "--",
+        "sh",
+        "-c",
+        "echo $LD_PRELOAD; echo $SPILLSHIM_LOG $SPILLSHIM_HOST_LIMIT; echo $SPILLSHIM_JOB",
+    ]
+    lines = (
+        spillshim("run", "--log", "info", "--host-limit", "1G", "--", *inner, env={"SPILLSHIM_JOB": "outer"})
+        .ok()
+        .stdout.splitlines()
+    )
     assert lines == [str(preloadable), "error 1G", "outer"]
 
 
@@ -207,16 +245,39 @@ def test_a_program_without_cuda_leaves_no_trace(spillshim, need, tmp_path: Path)
     before = set(os.listdir("/dev/shm"))
     # strace runs under the shim, and so does the program it starts; only the latter is in the trace.
     env = {"SPILLSHIM_STATE_DIR": str(state)}
-    result = spillshim("run", "--stats", tmp_path / "stats", "--", need("strace"), "-f", "-o", trace, "/bin/true", env=env).ok()
+    result = spillshim(
+        "run", "--stats", tmp_path / "stats", "--", need("strace"), "-f", "-o", trace, "/bin/true", env=env
+    ).ok()
     assert result.stdout == result.stderr == ""
     calls = trace.read_text()
     assert "libspillshim.so" in calls, "the shim was loaded"
     assert "exited with 0" in calls
     names = {match[1] for match in re.finditer(r"^\d+ +(\w+)\(", calls, re.MULTILINE)}
-    assert not names & {"clone", "clone3", "fork", "vfork", "memfd_create", "shmget", "socket", "write", "writev", "mkdir", "unlink", "prctl", "timer_create", "inotify_init"}, names
+    assert not names & {
+        "clone",
+        "clone3",
+        "fork",
+        "vfork",
+        "memfd_create",
+        "shmget",
+        "socket",
+        "write",
+        "writev",
+        "mkdir",
+        "unlink",
+        "prctl",
+        "timer_create",
+        "inotify_init",
+    }, names
     assert not re.search(r"O_CREAT|O_WRONLY|O_RDWR|MAP_SHARED", calls)
     opened = set(re.findall(r'open(?:at)?\([^"]*"([^"]+)"', calls))
-    assert all(re.search(r"/(ld\.so\.cache|libspillshim\.so|libc\.so\.6|libdl\.so\.2|locale-archive|[\w@.-]+/gconv-modules.*)$", path) or "/locale/" in path for path in opened), opened
+    assert all(
+        re.search(
+            r"/(ld\.so\.cache|libspillshim\.so|libc\.so\.6|libdl\.so\.2|locale-archive|[\w@.-]+/gconv-modules.*)$", path
+        )
+        or "/locale/" in path
+        for path in opened
+    ), opened
     assert not state.exists()
     assert not (tmp_path / "stats").exists()
     ours = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("spillshim")}
@@ -237,7 +298,9 @@ def test_a_program_spills_on_the_simulated_gpu(spillshim, allocate: Path, tmp_pa
     assert record["spilled"]["bytes_peak"] >= 512 << 20
     assert record["exe"].endswith("allocate")
     assert "spill" in result.stderr, "the first spill and the summary are said"
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("simgpu-") and name.endswith(f"cli-{os.getpid()}")]
+    assert not [
+        name for name in os.listdir("/dev/shm") if name.startswith("simgpu-") and name.endswith(f"cli-{os.getpid()}")
+    ]
 
 
 def test_quiet_says_no_summary(spillshim, allocate: Path) -> None:
@@ -249,8 +312,22 @@ def test_quiet_says_no_summary(spillshim, allocate: Path) -> None:
 
 def test_two_simulated_runs_do_not_share_a_machine(spillshim, allocate: Path) -> None:
     # Both machines have room for one such program, not for two.
-    script = f'"$@" & "$@"; first=$?; wait $! && exit $first'
-    run = [sys.executable, "-m", "spillshim", "run", "--quiet", "--sim", "vram=1G,ram=64M", "--no-spill", "--headroom", "0", "--", str(allocate), "640"]
+    script = '"$@" & "$@"; first=$?; wait $! && exit $first'
+    run = [
+        sys.executable,
+        "-m",
+        "spillshim",
+        "run",
+        "--quiet",
+        "--sim",
+        "vram=1G,ram=64M",
+        "--no-spill",
+        "--headroom",
+        "0",
+        "--",
+        str(allocate),
+        "640",
+    ]
     result = spillshim("run", "--force", "--", "sh", "-c", script, "sh", *run)
     assert result.returncode == 0, result
     assert result.stdout == "done\ndone\n"
@@ -266,8 +343,18 @@ def test_path_is_for_ld_preload(spillshim, preloadable: Path, sim_dir: Path) -> 
 
 
 def test_env_can_be_evaluated(spillshim, allocate: Path, clean_env, tmp_path: Path) -> None:
-    lines = spillshim("env", "--sim", "vram=512M,ram=2G", "--quiet", "--log", "off", "--stats", tmp_path / "it's a file").ok().stdout
-    ran = subprocess.run(["sh", "-c", 'eval "$1"; exec "$2" 1024', "sh", lines, str(allocate)], env=clean_env, capture_output=True, text=True, check=False)
+    lines = (
+        spillshim("env", "--sim", "vram=512M,ram=2G", "--quiet", "--log", "off", "--stats", tmp_path / "it's a file")
+        .ok()
+        .stdout
+    )
+    ran = subprocess.run(
+        ["sh", "-c", 'eval "$1"; exec "$2" 1024', "sh", lines, str(allocate)],
+        env=clean_env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
     assert json.loads((tmp_path / "it's a file").read_text())["spilled"]["bytes_peak"] > 0
 

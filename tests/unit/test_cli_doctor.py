@@ -118,14 +118,20 @@ def fake_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, answe
 @pytest.mark.parametrize(
     ("code", "answer", "statuses"),
     [
-        (0, {"backend": "host-numa", "driver": 13000, "device": "GPU", "tries": [{"backend": "host-numa", "ok": True}]}, ["ok", "ok"]),
+        (
+            0,
+            {"backend": "host-numa", "driver": 13000, "device": "GPU", "tries": [{"backend": "host-numa", "ok": True}]},
+            ["ok", "ok"],
+        ),
         (0, {"backend": "hostalloc", "tries": []}, ["ok", "warn"]),
         (3, {"backend": "none", "tries": [{"backend": "host", "ok": False, "detail": "refused: 801"}]}, ["ok", "fail"]),
         (4, {}, ["fail"]),
         (139, "", ["fail"]),
     ],
 )
-def test_the_probes_answers(code: int, answer: Any, statuses: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probes_answers(
+    code: int, answer: Any, statuses: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_probe(tmp_path, monkeypatch, code, answer)
     findings = checks.check_driver({}, simulated=False)
     assert [finding.status for finding in findings] == statuses
@@ -136,7 +142,16 @@ def test_the_probes_answers(code: int, answer: Any, statuses: list[str], tmp_pat
 
 
 def report(**how: Any) -> dict[str, Any]:
-    return {"pid": 7, "exe": "/bin/app", "libcuda": None, "managed": {"count": 0}, "native": {"count": 0}, "spilled": {"count": 0}, "paths": [], **how}
+    return {
+        "pid": 7,
+        "exe": "/bin/app",
+        "libcuda": None,
+        "managed": {"count": 0},
+        "native": {"count": 0},
+        "spilled": {"count": 0},
+        "paths": [],
+        **how,
+    }
 
 
 @pytest.mark.parametrize(
@@ -144,7 +159,13 @@ def report(**how: Any) -> dict[str, Any]:
     [
         (report(), observe.NO_CUDA),
         (report(libcuda="/lib/libcuda.so.1"), observe.NO_ALLOCATION),
-        (report(libcuda="/lib/libcuda.so.1", paths=[{"module": "app", "path": "dlsym", "symbol": "cuGetProcAddress_v2", "calls": 2}]), observe.NO_ALLOCATION),
+        (
+            report(
+                libcuda="/lib/libcuda.so.1",
+                paths=[{"module": "app", "path": "dlsym", "symbol": "cuGetProcAddress_v2", "calls": 2}],
+            ),
+            observe.NO_ALLOCATION,
+        ),
         (report(libcuda="/lib/libcuda.so.1", managed={"count": 2}), observe.CAUGHT),
         (report(libcuda="/lib/libcuda.so.1", native={"count": 1}), observe.CAUGHT),
     ],

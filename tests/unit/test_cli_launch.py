@@ -104,7 +104,9 @@ def test_plain_paths_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "is not there"), (b"text", "not an ELF file")])
-def test_a_library_that_cannot_be_preloaded_is_refused(content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_cannot_be_preloaded_is_refused(
+    content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = tmp_path / "lib.so"
     if content is not None:
         library.write_bytes(content)

@@ -42,7 +42,17 @@ def executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8G", 8 << 30), ("8g", 8 << 30), ("512M", 512 << 20), ("1.5T", 3 << 39), ("4096", 4096), ("8GiB", 8 << 30), ("16KB", 16384), (" 2M ", 2 << 20), (".5G", 1 << 29)],
+    [
+        ("8G", 8 << 30),
+        ("8g", 8 << 30),
+        ("512M", 512 << 20),
+        ("1.5T", 3 << 39),
+        ("4096", 4096),
+        ("8GiB", 8 << 30),
+        ("16KB", 16384),
+        (" 2M ", 2 << 20),
+        (".5G", 1 << 29),
+    ],
 )
 def test_sizes_are_1024_based(text: str, size: int) -> None:
     assert sizes.parse(text).size == size
@@ -55,14 +65,25 @@ def test_percentages() -> None:
     assert amount.bytes_of(1000) == 900
 
 
-@pytest.mark.parametrize("text", ["", "G", "8X", "8GG", "eight", "1e9", "nan", "inf", "0x10", "8 G B", "٨G", "%", "101%", "8%G", "+-1", "8,5G"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "G", "8X", "8GG", "eight", "1e9", "nan", "inf", "0x10", "8 G B", "٨G", "%", "101%", "8%G", "+-1", "8,5G"],
+)
 def test_nonsense_is_refused_and_named(text: str) -> None:
     with pytest.raises(ValueError) as error:
         sizes.parse(text)
     assert repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "reason"), [("-5G", "negative"), ("-1", "negative"), ("1024T", "more memory than any machine"), ("9999999999999999999999G", "more memory")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("-5G", "negative"),
+        ("-1", "negative"),
+        ("1024T", "more memory than any machine"),
+        ("9999999999999999999999G", "more memory"),
+    ],
+)
 def test_negative_and_absurd_sizes_say_so(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         sizes.parse(text)
@@ -120,7 +141,10 @@ def test_human_sizes_are_within_five_percent(size: int) -> None:
         (["--sim", "host_vmm=maybe", "--", "true"], "expected one of numa"),
         (["--sim", "name=a/b", "--", "true"], "machine's name"),
         (["true"], "'--' is missing before the program"),
-        (["--vram-limit", "8G", "llama-cli", "-m", "x"], "'--' is missing before the program: spillshim run [OPTIONS] -- llama-cli -m x"),
+        (
+            ["--vram-limit", "8G", "llama-cli", "-m", "x"],
+            "'--' is missing before the program: spillshim run [OPTIONS] -- llama-cli -m x",
+        ),
         (["stray", "--", "true"], "unexpected 'stray' before '--'"),
         ([], "no program given"),
         (["--quiet"], "no program given"),
@@ -165,7 +189,11 @@ def test_options_become_variables(executed: list, no_card: None, tmp_path: Path)
     result = CliRunner().invoke(main, ["run", *options.split(), "--stats", str(stats), "--", "true"])
     assert result.exit_code == 0, result.output
     env = executed[0][1]
-    assert {name.removeprefix("SPILLSHIM_"): value for name, value in env.items() if name.startswith("SPILLSHIM_") and name not in _NOT_OPTIONS} == {
+    assert {
+        name.removeprefix("SPILLSHIM_"): value
+        for name, value in env.items()
+        if name.startswith("SPILLSHIM_") and name not in _NOT_OPTIONS
+    } == {
         "VRAM_LIMIT": "90%",
         "HOST_LIMIT": "10G",
         "HEADROOM": "1G",
@@ -190,7 +218,9 @@ def test_the_job_is_kept_when_there_is_one(executed: list, no_card: None, monkey
     assert executed[2][1]["SPILLSHIM_JOB"] == "mine"
 
 
-def test_relative_output_files_are_made_absolute(executed: list, no_card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_relative_output_files_are_made_absolute(
+    executed: list, no_card: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     CliRunner().invoke(main, ["run", "--stats", "s.json", "--log-file", "%p.log", "--", "true"])
     assert executed[0][1]["SPILLSHIM_STATS"] == str(tmp_path / "s.json")

@@ -34,7 +34,10 @@ def dynamic(path: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     with elf(path) as image:
         for tag in image.get_section_by_name(".dynamic").iter_tags():
-            value = next((getattr(tag, name) for name in ("needed", "soname", "runpath", "rpath") if hasattr(tag, name)), tag.entry.d_val)
+            value = next(
+                (getattr(tag, name) for name in ("needed", "soname", "runpath", "rpath") if hasattr(tag, name)),
+                tag.entry.d_val,
+            )
             found.setdefault(tag.entry.d_tag, []).append(value)
     return found
 
@@ -74,7 +77,9 @@ def test_dlsym_is_exported_without_a_version(libspillshim: Path) -> None:
     # An unversioned definition answers to both of glibc's (GLIBC_2.2.5 and GLIBC_2.34).
     with elf(libspillshim) as image:
         versions = image.get_section_by_name(".gnu.version")
-        index = {symbol.name: number for number, symbol in enumerate(image.get_section_by_name(".dynsym").iter_symbols())}
+        index = {
+            symbol.name: number for number, symbol in enumerate(image.get_section_by_name(".dynsym").iter_symbols())
+        }
         for name in ("dlsym", "dlvsym", "dlopen"):
             assert versions.get_symbol(index[name])["ndx"] in ("VER_NDX_GLOBAL", 1), name
         assert image.get_section_by_name(".gnu.version_d") is None
@@ -95,7 +100,14 @@ def test_the_library_binds_at_start_and_stays(libspillshim: Path) -> None:
         assert stack and not stack[0]["p_flags"] & 1, "an executable stack would make every program's stack executable"
 
 
-@pytest.mark.parametrize(("name", "soname"), [("libcuda.so.1", "libcuda.so.1"), ("libnvidia-ml.so.1", "libnvidia-ml.so.1"), ("libcudart.so.13", "libcudart.so.13")])
+@pytest.mark.parametrize(
+    ("name", "soname"),
+    [
+        ("libcuda.so.1", "libcuda.so.1"),
+        ("libnvidia-ml.so.1", "libnvidia-ml.so.1"),
+        ("libcudart.so.13", "libcudart.so.13"),
+    ],
+)
 def test_the_simulated_libraries(sim_dir: Path, name: str, soname: str) -> None:
     path = sim_dir / name
     assert path.is_file() and not path.is_symlink()
@@ -111,7 +123,9 @@ def test_the_programs_are_executable(probe_path: Path, demo_dir: Path) -> None:
 
 def test_the_source_tree_does_not_hide_the_installed_parts(clean_env) -> None:
     code = "from spillshim import native; print(native.library()); print(native.sim_dir()); print(native.abi().lib.spill_hook_count())"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=clean_env, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=clean_env, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     library, sim, hooks = ran.stdout.splitlines()
     assert Path(library).is_file() and Path(sim).is_dir() and int(hooks) > 100
@@ -120,6 +134,12 @@ def test_the_source_tree_does_not_hide_the_installed_parts(clean_env) -> None:
 def test_the_package_reads_the_same_table_as_the_library_was_built_from() -> None:
     """Each row of hooks.def is a hook of the cffi module, found by the C preprocessor on the sources themselves."""
     program = '#define HOOK(symbol, name, version, flags, pfn) @symbol@\n#define HOOK_NVML(symbol) @symbol@\n#define HOOK_LIBC(symbol) @symbol@\n#include "shim/hooks.def"\n'
-    ran = subprocess.run(["gcc", "-E", "-P", "-I", str(REPOSITORY / "csrc"), "-x", "c", "-"], input=program, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        ["gcc", "-E", "-P", "-I", str(REPOSITORY / "csrc"), "-x", "c", "-"],
+        input=program,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = {row.strip() for row in ran.stdout.split("@")[1::2]}
     assert rows == hook_symbols()

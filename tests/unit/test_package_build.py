@@ -27,7 +27,11 @@ def run(argv: list[str | Path], cwd: Path, env: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def build_env() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SPILLSHIM_", "SIMGPU_", "LD_", "PYTHON"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SPILLSHIM_", "SIMGPU_", "LD_", "PYTHON"))
+    }
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"  # cmake and ninja may live there
     return kept
 
@@ -35,7 +39,11 @@ def build_env() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory, build_env: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    run([sys.executable, "-c", "import sys, scikit_build_core.build as b; b.build_sdist(sys.argv[1])", folder], REPOSITORY, build_env)
+    run(
+        [sys.executable, "-c", "import sys, scikit_build_core.build as b; b.build_sdist(sys.argv[1])", folder],
+        REPOSITORY,
+        build_env,
+    )
     (made,) = folder.glob("*.tar.gz")
     return made
 
@@ -44,7 +52,11 @@ def sdist(tmp_path_factory: pytest.TempPathFactory, build_env: dict[str, str]) -
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory, build_env: dict[str, str]) -> Path:
     """Built from the sdist alone."""
     folder = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, sdist], folder, build_env)
+    run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, sdist],
+        folder,
+        build_env,
+    )
     (made,) = folder.glob("*.whl")
     return made
 
@@ -52,10 +64,20 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory, build_env: dict
 def test_the_sdist_holds_sources_and_no_products(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for wanted in ("pyproject.toml", "README.md", "LICENSE", "csrc/CMakeLists.txt", "csrc/shim/hooks.def", "spillshim/native.py", "spillshim/cli/run.py"):
+    for wanted in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "csrc/CMakeLists.txt",
+        "csrc/shim/hooks.def",
+        "spillshim/native.py",
+        "spillshim/cli/run.py",
+    ):
         assert wanted in names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc")) or name.startswith((".venv", "build/"))]
-    assert not [name for name in names if name.endswith(("cuda.h", "cudaTypedefs.h", "nvml.h"))], "NVIDIA's headers are not ours to ship"
+    assert not [name for name in names if name.endswith(("cuda.h", "cudaTypedefs.h", "nvml.h"))], (
+        "NVIDIA's headers are not ours to ship"
+    )
 
 
 def test_the_wheel_is_for_every_python_from_3_10(wheel: Path) -> None:
@@ -81,14 +103,18 @@ def test_the_wheel_holds_every_native_part(wheel: Path) -> None:
     assert not [name for name in names if name.endswith((".a", ".c", "cuda.h"))]
 
 
-def test_an_installation_in_a_path_with_a_space_works(wheel: Path, tmp_path: Path, build_env: dict[str, str], c_program) -> None:
+def test_an_installation_in_a_path_with_a_space_works(
+    wheel: Path, tmp_path: Path, build_env: dict[str, str], c_program
+) -> None:
     place = tmp_path / "with space"
     run([sys.executable, "-m", "venv", place], tmp_path, build_env)
     python = place / "bin" / "python"
     run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel], tmp_path, build_env)
     out = run([python, "-m", "spillshim", "path"], tmp_path, build_env).strip()
     assert " " not in out and Path(out).resolve().is_relative_to(place)
-    maps = run([python, "-m", "spillshim", "run", "--", shutil.which("cat") or "cat", "/proc/self/maps"], tmp_path, build_env)
+    maps = run(
+        [python, "-m", "spillshim", "run", "--", shutil.which("cat") or "cat", "/proc/self/maps"], tmp_path, build_env
+    )
     assert f"{place}/" in maps and "libspillshim.so" in maps
     program = c_program("#include <cuda.h>\nint main(void) { return cuInit(0); }\n", name="init")
     run([python, "-m", "spillshim", "run", "--sim", "--quiet", "--", program], tmp_path, build_env)
