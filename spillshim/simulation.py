@@ -72,6 +72,10 @@ KEYS: Mapping[str, tuple[Callable[[str], str], str]] = {
     "host_vmm": (_word("numa", "host", "none", "crash"), "which host location cuMemCreate accepts (default numa)"),
     "mixed_copy": (_word("allow", "refuse"), "one copy over VRAM and RAM mappings (default refuse)"),
     "kernels": (_paths, "companion .so files of kernels, separated by colons"),
+    "unknown_kernel": (
+        _word("noop", "probe", "fail"),
+        "a launch of a kernel without companion does nothing, touches what its parameters name, or fails (default noop)",
+    ),
     "trace": (_path, "file that gets one line a driver call"),
     "stub_log": (_path, "file that gets the name of each unimplemented entry that was called"),
     "poison": (_flag, "1: fresh device memory holds a pattern instead of zeroes"),

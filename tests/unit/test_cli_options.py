@@ -243,6 +243,9 @@ def test_sim_keys_become_variables() -> None:
 def test_sim_keys_are_those_of_the_simulated_driver() -> None:
     table = (REPOSITORY / "csrc/simgpu/config.def").read_text()
     assert {name.lower() for name in re.findall(r'"SIMGPU_(\w+)"', table)} == set(simulation.KEYS)
+    for variable, words in re.findall(r'SIM_CHOICE\(\w+, "SIMGPU_(\w+)", "\w+", "([\w|]+)"', table):
+        for word in words.split("|"):
+            assert simulation.parse(f"{variable.lower()}={word}") == {f"SIMGPU_{variable}": word}
 
 
 def test_each_simulated_run_has_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
