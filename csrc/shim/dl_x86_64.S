@@ -5,7 +5,7 @@
  * the namespace. The symbols carry no version, so that references to GLIBC_2.2.5 and to GLIBC_2.34 both bind here.
  * spill_entry_* are the same addresses under names that no program can preempt.
  *
- * Filters answer in rax (where to jump to, or 0) and rdx (the answer; for dlopen the flags). */
+ * Filters answer in rax (where to jump to, or 0) and rdx (what to return, or the flags that dlopen is to get). */
 #ifdef __CET__
 #include <cet.h>
 #endif
@@ -33,7 +33,8 @@
         .cfi_adjust_cfa_offset -8
         .endm
 
-        .macro lookup name
+        /* An exported function. \flags: 1 where the answer is dlopen's second argument when libc's function is jumped to. */
+        .macro entry name, flags
         .globl  \name
         .type   \name, @function
         .hidden spill_filter_\name
@@ -43,6 +44,9 @@
         ask     spill_filter_\name
         testq   %rax, %rax
         jz      1f
+        .if     \flags
+        movl    %r11d, %esi
+        .endif
         jmp     *%rax
 1:      movq    %r11, %rax
         ret
@@ -53,26 +57,8 @@
         .set    spill_entry_\name, \name
         .endm
 
-        lookup  dlsym
-        lookup  dlvsym
-
-        .globl  dlopen
-        .type   dlopen, @function
-        .hidden spill_filter_dlopen
-        .p2align 4
-dlopen:
-        .cfi_startproc
-        ask     spill_filter_dlopen
-        testq   %rax, %rax
-        jz      1f
-        movl    %r11d, %esi
-        jmp     *%rax
-1:      xorl    %eax, %eax
-        ret
-        .cfi_endproc
-        .size   dlopen, . - dlopen
-        .globl  spill_entry_dlopen
-        .hidden spill_entry_dlopen
-        .set    spill_entry_dlopen, dlopen
+        entry   dlsym, 0
+        entry   dlvsym, 0
+        entry   dlopen, 1
 
         .section .note.GNU-stack, "", @progbits

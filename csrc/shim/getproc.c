@@ -12,6 +12,7 @@
 #include "shim/config.h"
 #include "shim/driver.h"
 #include "shim/elfwalk.h"
+#include "shim/log.h"
 #include "shim/resolve.h"
 #include "shim/testbreak.h"
 
@@ -38,7 +39,7 @@ static bool fits(const struct spill_hook *row, const char *name, const void *fun
 static const struct spill_hook *row_of(const char *name, int flags, const void *function)
 {
     const struct spill_hook *best = NULL;
-    for (unsigned i = 0; i < spill_hook_count; i++) {
+    for (unsigned i = 0; i < spill_hook_rows; i++) {
         const struct spill_hook *row = &spill_hooks[i];
         if (!row->name || row->flags != flags || !spill_str_equal(row->name, name))
             continue;
@@ -52,17 +53,24 @@ static const struct spill_hook *row_of(const char *name, int flags, const void *
     return best;
 }
 
-/* Put our hook into *pfn where the driver's answer is a function that we hook. */
-static void substitute(const char *name, void **pfn, cuuint64_t flags, const void *caller)
+/* The row that stands for what the driver answered, or NULL. */
+static const struct spill_hook *row_for(const char *name, const void *function, cuuint64_t flags)
 {
     const struct spill_hook *row = NULL;
+    if ((flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) && SPILL_FIX(row_flags))
+        row = row_of(name, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, function);
+    /* A function without a stream argument is the same with either flag. */
+    return row ? row : row_of(name, CU_GET_PROC_ADDRESS_DEFAULT, function);
+}
+
+/* Put our hook into *pfn where the driver's answer is a function that we hook. */
+static void substitute(const char *name, void **pfn, int version, cuuint64_t flags, const void *caller)
+{
     if (!name || !*name || !pfn || !*pfn || spill_config()->disable)
         return;
-    if ((flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) && SPILL_FIX(row_flags))
-        row = row_of(name, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, *pfn);
-    /* A function without a stream argument is the same with either flag. */
-    if (!row)
-        row = row_of(name, CU_GET_PROC_ADDRESS_DEFAULT, *pfn);
+    const struct spill_hook *row = row_for(name, *pfn, flags);
+    spill_log(SPILL_LOG_DEBUG, "cuGetProcAddress name=%s version=%d flags=%llu hook=%s", name, version,
+              (unsigned long long)flags, row ? row->symbol : "-");
     if (!row)
         return;
     spill_path_handed(row, SPILL_PATH_GETPROC, caller);
@@ -78,7 +86,7 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress(const char *symbol, void **pfn, int c
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = d->cuGetProcAddress(symbol, pfn, cudaVersion, flags);
     if (r == CUDA_SUCCESS)
-        substitute(symbol, pfn, flags, __builtin_return_address(0));
+        substitute(symbol, pfn, cudaVersion, flags, __builtin_return_address(0));
     return r;
 }
 
@@ -92,6 +100,6 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress_v2(const char *symbol, void **pfn, in
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = d->cuGetProcAddress_v2(symbol, pfn, cudaVersion, flags, symbolStatus);
     if (r == CUDA_SUCCESS)
-        substitute(symbol, pfn, flags, __builtin_return_address(0));
+        substitute(symbol, pfn, cudaVersion, flags, __builtin_return_address(0));
     return r;
 }

@@ -33,7 +33,8 @@ SPILL_EARLY static bool take_dl_from(const char *library)
     __atomic_store_n((void **)&real.sym, sym, __ATOMIC_RELAXED);
     __atomic_store_n((void **)&real.vsym, spill_elf_symbol(object, "dlvsym"), __ATOMIC_RELAXED);
     __atomic_store_n((void **)&real.open, spill_elf_symbol(object, "dlopen"), __ATOMIC_RELAXED);
-    __atomic_store_n(&real.libc, object, __ATOMIC_RELAXED);
+    __atomic_store_n((void **)&real.close, spill_elf_symbol(object, "dlclose"), __ATOMIC_RELAXED);
+    __atomic_store_n(&real.object, object, __ATOMIC_RELAXED);
     return true;
 }
 

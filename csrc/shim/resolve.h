@@ -31,7 +31,8 @@ struct spill_real_dl {
     void *(*sym)(void *handle, const char *name);
     void *(*vsym)(void *handle, const char *name, const char *version);
     void *(*open)(const char *file, int flags);
-    struct link_map *libc; /* the object that holds them */
+    int (*close)(void *handle);
+    struct link_map *object; /* that holds them */
 };
 const struct spill_real_dl *spill_real_dl(void);
 
@@ -51,7 +52,7 @@ struct spill_hook {
 
 /* Rows in the order of hooks.def; SPILL_HOOK_COUNT of them. */
 extern const struct spill_hook spill_hooks[];
-extern const unsigned spill_hook_count;
+extern const unsigned spill_hook_rows;
 
 /* The row of an exported symbol, by its exact name (cuMemAlloc is not cuMemAlloc_v2), or NULL. */
 const struct spill_hook *spill_hook_of_symbol(const char *symbol);

@@ -59,6 +59,19 @@ SPILL_EARLY static void *look_up(const struct question *q, void *handle)
     return q->versioned ? dl->vsym(handle, q->name, q->version) : dl->sym(handle, q->name);
 }
 
+/* The real look-up in `object` and what it was linked to. An object isn't a handle: that of a library which came in as a
+ * dependency has no search list before it is opened. */
+SPILL_EARLY static void *look_up_in(const struct question *q, const struct link_map *object)
+{
+    const struct spill_real_dl *dl = spill_real_dl();
+    void *handle = dl->open && dl->close ? dl->open(object->l_name, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+    if (!handle)
+        return NULL;
+    void *value = look_up(q, handle);
+    dl->close(handle);
+    return value;
+}
+
 SPILL_EARLY static struct spill_jump hand_out(const struct question *q, const struct spill_hook *hook)
 {
     spill_path_handed(hook, q->versioned ? SPILL_PATH_DLVSYM : SPILL_PATH_DLSYM, q->caller);
@@ -77,7 +90,6 @@ SPILL_EARLY static bool comes_before(const struct link_map *a, const struct link
 /* dlsym, dlvsym or dlopen asked for by name: whoever would get libc's gets ours, else its later look-ups escape. */
 SPILL_EARLY static struct spill_jump linker_function(const struct question *q, const char *ours)
 {
-    const struct spill_real_dl *dl = spill_real_dl();
     if (!SPILL_FIX(dlsym_of_dlsym))
         return pass(q);
     if (q->handle != RTLD_DEFAULT && q->handle != RTLD_NEXT) {
@@ -87,7 +99,7 @@ SPILL_EARLY static struct spill_jump linker_function(const struct question *q, c
     }
     /* Our definitions carry no version and so are skipped by dlvsym. */
     if (q->versioned)
-        return dl->vsym && dl->vsym(dl->libc, q->name, q->version) ? answer((void *)ours) : pass(q);
+        return look_up_in(q, spill_real_dl()->object) ? answer((void *)ours) : pass(q);
     if (q->handle == RTLD_NEXT && !comes_before(spill_elf_containing(q->caller), spill_own_object()))
         return answer((void *)ours);
     return pass(q);
@@ -106,26 +118,34 @@ SPILL_EARLY static struct spill_jump in_global_scope(const struct question *q, c
     void *without_us = look_up(q, RTLD_NEXT);
     if (without_us)
         return is_library(spill_elf_containing(without_us), hook->lib) ? hand_out(q, hook) : answer(without_us);
-    struct link_map *caller = spill_elf_containing(q->caller);
-    if (q->handle != RTLD_DEFAULT || !caller || caller == spill_elf_program())
-        return nothing_found; /* dlerror() is that of the last look-up */
+    const struct link_map *caller = spill_elf_containing(q->caller);
     /* An object that was loaded later also sees what was loaded with it. */
-    if (is_library(spill_elf_containing(look_up(q, caller)), hook->lib))
+    if (q->handle == RTLD_DEFAULT && caller && caller != spill_elf_program()
+        && is_library(spill_elf_containing(look_up_in(q, caller)), hook->lib))
         return hand_out(q, hook);
-    return nothing_found;
+    return answer(look_up(q, RTLD_NEXT)); /* NULL, and dlerror() says so */
 }
 
-/* RTLD_NEXT is libc's to answer: an object before us then finds our export. Only one that comes after us would find the real
- * library's function behind our back. */
+/* A hooked name by RTLD_NEXT. Our export stands for the real library's function where that would be found without us: for
+ * an object before us in the global scope by what follows us there; for one after us the first that defines the name after
+ * it, else it would find the real function behind our back. */
 SPILL_EARLY static struct spill_jump next_after_caller(const struct question *q, const struct spill_hook *hook)
 {
-    const struct link_map *caller = spill_elf_containing(q->caller);
-    if (!caller || (!q->versioned && comes_before(caller, spill_own_object())))
+    const struct link_map *caller = spill_elf_containing(q->caller), *own = spill_own_object();
+    if (!SPILL_FIX(tail_jump))
+        return answer(look_up(q, RTLD_NEXT));
+    if (!caller)
         return pass(q);
-    for (const struct link_map *m = caller->l_next; m; m = m->l_next)
-        if (m != spill_own_object() && spill_elf_symbol(m, q->name))
-            return is_library(m, hook->lib) ? hand_out(q, hook) : pass(q);
-    return pass(q);
+    if (q->versioned) /* our definitions carry no version and so are skipped */
+        return is_library(spill_elf_containing(look_up(q, RTLD_NEXT)), hook->lib) ? hand_out(q, hook) : pass(q);
+    bool before = comes_before(caller, own);
+    for (const struct link_map *m = caller->l_next; m && (!before || m != own); m = m->l_next)
+        if (m != own && spill_elf_symbol(m, q->name))
+            return !before && is_library(m, hook->lib) ? hand_out(q, hook) : pass(q);
+    if (!before || !SPILL_FIX(next))
+        return pass(q);
+    void *value = look_up(q, RTLD_NEXT);
+    return is_library(spill_elf_containing(value), hook->lib) ? hand_out(q, hook) : answer(value);
 }
 
 SPILL_EARLY static struct spill_jump in_handle(const struct question *q, const struct spill_hook *hook)
@@ -140,8 +160,9 @@ SPILL_EARLY static struct spill_jump filter(const struct question *q)
     if (!q->name || !spill_real_dl()->sym || (q->versioned && (!spill_real_dl()->vsym || !SPILL_FIX(dlvsym))))
         return pass(q);
 #ifdef SPILL_TEST_BREAKS
-    if (!SPILL_FIX(local_strings) && strcmp(q->name, "dlsym") == 0)
-        return pass(q);
+    int (*volatile libc_strcmp)(const char *, const char *) = strcmp;
+    if (!SPILL_FIX(local_strings) && libc_strcmp(q->name, "dlsym") == 0)
+        return linker_function(q, spill_entry_dlsym);
 #endif
     const char *rest;
     if ((rest = spill_str_after(q->name, "dl"))) {
@@ -188,11 +209,16 @@ struct spill_jump spill_filter_dlvsym(void *handle, const char *name, const char
 SPILL_EARLY __attribute__((visibility("hidden")))
 struct spill_jump spill_filter_dlopen(const char *file, int flags, const void *unused, const void *caller)
 {
-    void *target = (void *)spill_real_dl()->open;
+    const struct spill_real_dl *dl = spill_real_dl();
     (void)unused;
     (void)caller;
-    if (!(flags & RTLD_DEEPBIND) || !SPILL_FIX(deepbind) || spill_config()->keep_deepbind || spill_config()->disable)
-        return (struct spill_jump){ target, (void *)(uintptr_t)(unsigned)flags };
-    spill_log(SPILL_LOG_DEBUG, "RTLD_DEEPBIND masked file=%s", file ? file : "(program)");
-    return (struct spill_jump){ target, (void *)(uintptr_t)(unsigned)(flags & ~RTLD_DEEPBIND) };
+    if (!dl->open)
+        return nothing_found;
+    if (!SPILL_FIX(tail_jump))
+        return answer(dl->open(file, flags));
+    if ((flags & RTLD_DEEPBIND) && SPILL_FIX(deepbind) && !spill_config()->keep_deepbind && !spill_config()->disable) {
+        spill_log(SPILL_LOG_DEBUG, "RTLD_DEEPBIND masked file=%s", file ? file : "(program)");
+        flags &= ~RTLD_DEEPBIND;
+    }
+    return (struct spill_jump){ (void *)dl->open, (void *)(uintptr_t)(unsigned)flags };
 }

@@ -13,11 +13,11 @@ const struct spill_hook spill_hooks[] = {
 #define HOOK_NVML(symbol) { #symbol, NULL, 0, 0, SPILL_LIB_NVML, (void *)symbol },
 #include "shim/hooks.def"
 };
-const unsigned spill_hook_count = sizeof spill_hooks / sizeof spill_hooks[0];
+const unsigned spill_hook_rows = sizeof spill_hooks / sizeof spill_hooks[0];
 
 SPILL_EARLY const struct spill_hook *spill_hook_of_symbol(const char *symbol)
 {
-    for (unsigned i = 0; i < spill_hook_count; i++)
+    for (unsigned i = 0; i < spill_hook_rows; i++)
         if (spill_str_equal(spill_hooks[i].symbol, symbol))
             return &spill_hooks[i];
     return NULL;
