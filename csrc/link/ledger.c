@@ -212,30 +212,50 @@ void spill_ledger_sum(const struct spill_ledger *l, uint64_t job, uint64_t key, 
     }
 }
 
+/* Open the file in `dir` for reading into `l` (no slot of its own): 0 or an errno. */
+static int open_view(const char *dir, struct spill_ledger *l)
+{
+    struct stat st;
+    *l = (struct spill_ledger){ .fd = -1 };
+    int err = open_file(dir, false, &l->fd);
+    if (err)
+        return err;
+    if (fstat(l->fd, &st) < 0 || st.st_size != (off_t)sizeof *l->file) {
+        close(l->fd);
+        return EPROTO;
+    }
+    l->file = mmap(NULL, sizeof *l->file, PROT_READ, MAP_SHARED, l->fd, 0);
+    if (l->file == MAP_FAILED) {
+        err = errno;
+        close(l->fd);
+        return err;
+    }
+    if (l->file->magic != SPILL_LEDGER_MAGIC || l->file->version != SPILL_ABI_VERSION) {
+        spill_ledger_abandon(l);
+        return EPROTO;
+    }
+    return 0;
+}
+
 int spill_ledger_read(const char *dir, struct spill_ledger_slot *slots)
 {
-    struct spill_ledger_file *file;
-    int fd, count = 0;
-    int err = open_file(dir, false, &fd);
+    struct spill_ledger view;
+    int count = 0, err = open_view(dir, &view);
     if (err)
         return -err;
-    struct stat st;
-    if (fstat(fd, &st) < 0 || st.st_size != (off_t)sizeof *file) {
-        close(fd);
-        return -EPROTO;
-    }
-    file = mmap(NULL, sizeof *file, PROT_READ, MAP_SHARED, fd, 0);
-    if (file == MAP_FAILED) {
-        err = errno;
-        close(fd);
-        return -err;
-    }
-    if (file->magic != SPILL_LEDGER_MAGIC || file->version != SPILL_ABI_VERSION)
-        count = -EPROTO;
-    for (int i = 0; count >= 0 && i < SPILL_LEDGER_SLOTS; i++)
-        if (alive(fd, file, i))
-            slots[count++] = file->slot[i];
-    munmap(file, sizeof *file);
-    close(fd);
+    for (int i = 0; i < SPILL_LEDGER_SLOTS; i++)
+        if (alive(view.fd, view.file, i))
+            slots[count++] = view.file->slot[i];
+    spill_ledger_abandon(&view);
     return count;
+}
+
+void spill_ledger_peek(const char *dir, uint64_t job, uint64_t key, struct spill_ledger_sum *out)
+{
+    struct spill_ledger view;
+    *out = (struct spill_ledger_sum){ 0 };
+    if (open_view(dir, &view) == 0) {
+        spill_ledger_sum(&view, job, key, out);
+        spill_ledger_abandon(&view);
+    }
 }

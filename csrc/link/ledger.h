@@ -37,4 +37,7 @@ void spill_ledger_unlock(struct spill_ledger *ledger);
 /* Sums over live slots; `job` and `device_key` select what vram_of_job and ram_on_device count. No lock needed. */
 void spill_ledger_sum(const struct spill_ledger *ledger, uint64_t job, uint64_t device_key, struct spill_ledger_sum *out);
 
+/* The same from the file in `dir`, for a process that has not joined; zeros where there is none. */
+void spill_ledger_peek(const char *dir, uint64_t job, uint64_t device_key, struct spill_ledger_sum *out);
+
 #endif

@@ -17,13 +17,14 @@ static void fill_cuda(void *(*lookup)(const char *, bool))
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) door.symbol = (pfn)lookup(#symbol, false);
 #include "shim/driver.def"
-#undef DRIVER
 }
 
 static void fill_nvml(void *(*lookup)(const char *, bool))
 {
 #define HOOK_NVML(symbol) door.symbol = (__typeof__(&symbol))lookup(#symbol, true);
 #include "shim/hooks.def"
+#define DRIVER_NVML(symbol) door.symbol = (__typeof__(&symbol))lookup(#symbol, true);
+#include "shim/driver.def"
 }
 
 static void *from_real(const char *symbol, bool nvml)

@@ -20,8 +20,8 @@ struct spill_driver {
 #define HOOK_NVML(symbol) __typeof__(&symbol) symbol;
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) pfn symbol;
+#define DRIVER_NVML(symbol) __typeof__(&symbol) symbol;
 #include "shim/driver.def"
-#undef DRIVER
 };
 
 /* The door, filled at the first call. Entries are NULL where no driver could be loaded. */

@@ -12,8 +12,7 @@ enum { PAGE_SLOTS = 256, MAX_PAGES = 4096 };
 
 static struct spill_region *page[MAX_PAGES];
 static uint32_t slot_count;
-static struct spill_region *free_slots[PAGE_SLOTS * 16];
-static uint32_t free_count;
+static struct spill_region *free_slots; /* linked through `ctx`, which a free slot has no use for */
 static uint64_t next_buffer_id = 1ull << 48; /* apart from the driver's own, which count up from 1 */
 
 /* Fixed regions lie outside the arena: few, found by a scan. The counter spares every other pointer the lock. */
@@ -32,8 +31,9 @@ struct spill_region *spill_region_new(uint32_t chunks)
     struct spill_chunk *list = chunks ? calloc(chunks, sizeof *list) : NULL;
     if (chunks && !list)
         return NULL;
-    if (free_count) {
-        region = free_slots[--free_count];
+    if (free_slots) {
+        region = free_slots;
+        free_slots = (struct spill_region *)region->ctx;
     } else {
         uint32_t index = slot_count;
         if (index == PAGE_SLOTS * MAX_PAGES)
@@ -65,28 +65,31 @@ void spill_region_recycle(struct spill_region *region)
     region->chunks = NULL;
     region->chunk_count = 0;
     region->live = false;
-    if (free_count < sizeof free_slots / sizeof free_slots[0])
-        free_slots[free_count++] = region;
+    region->ctx = (CUcontext)free_slots;
+    free_slots = region;
 }
 
-void spill_region_publish(struct spill_region *region)
+bool spill_region_publish(struct spill_region *region)
 {
     if (!region->fixed) {
         spill_arena_mark(region->base, region->mapped, region->index);
-        return;
+        return true;
     }
     pthread_rwlock_wrlock(&fixed_lock);
     if (fixed_count == fixed_room) {
         uint32_t room = fixed_room ? fixed_room * 2 : 16;
         struct spill_region **grown = realloc(fixed, room * sizeof(struct spill_region *));
-        if (!grown)
-            abort(); /* unreachable in practice: spill_region_new just allocated more than this */
+        if (!grown) {
+            pthread_rwlock_unlock(&fixed_lock);
+            return false;
+        }
         fixed = grown;
         fixed_room = room;
     }
     fixed[fixed_count] = region;
     __atomic_store_n(&fixed_count, fixed_count + 1, __ATOMIC_RELEASE);
     pthread_rwlock_unlock(&fixed_lock);
+    return true;
 }
 
 void spill_region_withdraw(struct spill_region *region)

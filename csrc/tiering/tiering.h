@@ -55,15 +55,16 @@ struct spill_settings {
     bool exportable;      /* spill cuMemCreate requests for exportable handles too */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
     uint64_t chunk, spill_chunk;
-    uint64_t host_limit;  /* bytes that all processes of this user may pin */
-    uint64_t ram_reserve; /* bytes of RAM never pinned */
-    uint64_t job;
+    uint64_t job;         /* processes of one job share the VRAM limit */
     const char *state_dir; /* of the ledger; "" for the default */
     const char *proc_root; /* "" for the machine's own /proc and /sys */
     /* Device-dependent amounts: bytes, of `total` bytes of VRAM. */
     uint64_t (*vram_limit)(uint64_t total);
     uint64_t (*headroom)(uint64_t total);
     uint64_t (*holdback)(uint64_t total);
+    /* Bytes of `total` bytes of RAM: what all processes of this user may pin, and what nobody may. */
+    uint64_t (*host_limit)(uint64_t total);
+    uint64_t (*ram_reserve)(uint64_t total);
     /* Find the backend, in a child process; called once, at the first byte that has to spill. */
     void (*probe)(int device, struct spill_probe_result *out);
 };
@@ -123,8 +124,11 @@ CUresult spill_free(struct spill_region *region);
 void spill_region_release(struct spill_region *region);
 /* Forget every region of a context that the application destroyed. */
 void spill_discard_context(CUcontext ctx);
-/* A driver call answered out-of-memory: give back what is only kept for reuse. True if something was given back. */
-bool spill_reclaim(int device);
+/* The driver has no memory left: have it give back what its stream-ordered pool only keeps for reuse. */
+void spill_reclaim(int device);
+/* Run the shim's own driver calls so that no capture of this thread forbids them; returns what spill_capture_leave wants. */
+CUstreamCaptureMode spill_capture_enter(void);
+void spill_capture_leave(CUstreamCaptureMode mode);
 /* soft out-of-memory: true if this allocation of `size` bytes, which would spill, must fail once. */
 bool spill_soft_oom(size_t size);
 /* In the child of a fork: everything passes through from now on, nothing is touched. */
@@ -148,6 +152,13 @@ struct spill_device {
 
 /* Facts about device `device`, found out at the first call; NULL if there is none. */
 struct spill_device *spill_device(int device);
+/* Key of a device by its UUID: what two processes with different CUDA_VISIBLE_DEVICES agree on. */
+uint64_t spill_device_key(const unsigned char uuid[16]);
+/* Key, total, limit, headroom and holdback alone; asks the driver nothing. */
+void spill_device_limits(struct spill_device *d, uint64_t key, uint64_t total);
+/* What this user's processes, and this job's on device `d`, hold. Does not join the ledger for a process that holds
+ * nothing. */
+void spill_usage(const struct spill_device *d, struct spill_ledger_sum *sum);
 /* Device of the current context, or the driver's error. */
 CUresult spill_current_device(int *device);
 /* VRAM that new allocations may still take on the current context's device: *usable under the limit (no headroom taken
@@ -173,8 +184,8 @@ bool spill_arena_contains(CUdeviceptr p);
 
 /* A slot with room for `chunks` chunks; NULL without memory. */
 struct spill_region *spill_region_new(uint32_t chunks);
-/* Make a region findable by address, and the reverse. */
-void spill_region_publish(struct spill_region *region);
+/* Make a region findable by address (false without memory), and the reverse. */
+bool spill_region_publish(struct spill_region *region);
 void spill_region_withdraw(struct spill_region *region);
 /* The slot becomes free; its generation is raised. */
 void spill_region_recycle(struct spill_region *region);
@@ -187,12 +198,13 @@ uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint
 
 /* ---- backing.c ---- */
 
-/* Physical memory: from the pool if one of that size is there, else from the driver. */
+/* Physical memory from the driver, counted as pinned or as VRAM of this process. RAM must have been granted before. */
 CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out);
-/* Back to the pool, or to the driver when the pool is full. */
 void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
-/* Empty the pool; true if there was something in it. */
-bool spill_backing_trim(void);
+/* A whole region in RAM for drivers that cannot map host handles: one pinned, GPU-mapped buffer, device address in *out. */
+CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out);
+/* `gone`: its context was destroyed, and the buffer with it. */
+void spill_fixed_give(int device, uint64_t bytes, CUdeviceptr p, bool gone);
 /* What the probe found; the first call probes. */
 const struct spill_probe_result *spill_backend(int device);
 /* The same without probing: UNPROBED if nothing has had to spill yet. */
@@ -225,8 +237,9 @@ void spill_budget_leave(bool forked);
 CUresult spill_free_async(struct spill_region *region, CUstream stream, bool ptsz);
 /* Free it at the next sweep outside a capture: a cuMemFree while something is captured cannot wait for the device. */
 void spill_limbo_defer(struct spill_region *region);
-/* Release what the GPU has finished with; `wait`: wait for all of it. Under the engine lock. True if any was released. */
-bool spill_limbo_sweep(bool wait);
+/* Release what the GPU has finished with, waiting for it at most `patience_ms`. Does nothing during a capture. Under the
+ * engine lock. True if anything was released. */
+bool spill_limbo_sweep(unsigned patience_ms);
 /* True if a sweep could release something; takes no lock. */
 bool spill_limbo_any(void);
 /* Drop the entries of a region whose context is gone. */
@@ -238,9 +251,13 @@ bool spill_capturing(void);
 /* ---- native.c: allocations that stayed with the driver ---- */
 
 void spill_native_add(CUdeviceptr p, uint64_t bytes, int device);
-/* Forget the allocation at `p`; false if it isn't in the table. */
-bool spill_native_remove(CUdeviceptr p);
-/* The application's own handles (cuMemCreate): bytes count until released and unmapped. */
+/* Forget the allocation at `p`, before the driver frees it (its address may be given out again at once); false if it isn't
+ * in the table. *bytes and *device are what spill_native_add wants if the driver refuses. */
+bool spill_native_remove(CUdeviceptr p, uint64_t *bytes, int *device);
+/* The application's own handles (cuMemCreate): bytes count until released and unmapped. The lock is held over the
+ * driver's call too, because the driver gives a released handle's number out again. */
+void spill_handles_lock(void);
+void spill_handles_unlock(void);
 void spill_handle_add(CUmemGenericAllocationHandle handle, uint64_t bytes, int device, enum spill_tier tier);
 void spill_handle_retain(CUmemGenericAllocationHandle handle);
 void spill_handle_release(CUmemGenericAllocationHandle handle);

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files hook_*.c share. Rules of a hook: the driver's own answer in every case that is not ours; no lock held
+ * over a call that can wait for the GPU; errors are CUresult values, never an exit. */
+#ifndef SPILL_HOOK_H
+#define SPILL_HOOK_H
+
+#include "shim/driver.h"
+#include "shim/process.h"
+#include "tiering/tiering.h"
+
+/* The program got our symbol by linking, but the driver it runs on has no such entry. */
+#define SPILL_NEEDS(symbol)               \
+    do {                                  \
+        if (!spill_driver()->symbol)      \
+            return SPILL_MISSING;         \
+    } while (0)
+
+/* CUDA_SUCCESS if an allocation or free is legal for this thread now; else the driver's error. hook_alloc.c */
+CUresult spill_capture_verdict(void);
+
+/* A copy or memset over [a, a + bytes) and, where `b` isn't 0, [b, b + bytes), done piece by piece: a piece lies in one
+ * tier on each side. Where the driver takes mixed ranges, or none is touched, the piece is the whole. */
+struct spill_split {
+    CUdeviceptr a, b;
+    uint64_t at;    /* offset of the piece, bytes */
+    uint64_t bytes; /* its length */
+    uint64_t left;  /* bytes from `at` on */
+    CUresult error; /* CUDA_ERROR_INVALID_VALUE where a range runs past the end of its region */
+    bool sync;      /* a region asked for synchronous memory operations (CU_POINTER_ATTRIBUTE_SYNC_MEMOPS) */
+};
+struct spill_split spill_split_start(CUdeviceptr a, CUdeviceptr b, uint64_t bytes);
+bool spill_split_next(struct spill_split *split);
+
+/* Bytes from `p` that one driver call may cover, at most `limit`. split.c */
+uint64_t spill_run(CUdeviceptr p, uint64_t limit);
+/* False where [p, p + bytes) begins in a region and ends beyond it. */
+bool spill_range_ok(CUdeviceptr p, uint64_t bytes);
+/* True where every call may pass as it is: nothing managed, or the driver takes mixed ranges. */
+bool spill_copies_pass(void);
+
+/* After a synchronous form on a region that asked for it: wait, as the driver would have. */
+CUresult spill_sync_memops(bool per_thread);
+
+/* Run `CALL` (an expression that uses split.at and split.bytes) for each piece, then return: `DONE` after the last. */
+#define SPILL_PIECES_THEN(A, B, BYTES, DONE, CALL)                                                 \
+    do {                                                                                           \
+        struct spill_split split = spill_split_start((CUdeviceptr)(A), (CUdeviceptr)(B), (BYTES)); \
+        if (split.error != CUDA_SUCCESS)                                                           \
+            return split.error;                                                                    \
+        do {                                                                                       \
+            CUresult piece_ = (CALL);                                                              \
+            if (piece_ != CUDA_SUCCESS)                                                            \
+                return piece_;                                                                     \
+        } while (spill_split_next(&split));                                                        \
+        return DONE;                                                                               \
+    } while (0)
+#define SPILL_PIECES(A, B, BYTES, CALL) SPILL_PIECES_THEN(A, B, BYTES, CUDA_SUCCESS, CALL)
+/* For the forms without a stream. */
+#define SPILL_PIECES_SYNC(A, B, BYTES, PER_THREAD, CALL) \
+    SPILL_PIECES_THEN(A, B, BYTES, split.sync ? spill_sync_memops(PER_THREAD) : CUDA_SUCCESS, CALL)
+
+#endif

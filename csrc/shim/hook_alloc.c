@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Hooks of cuMemAlloc, cuMemAllocPitch and cuMemFree. Called by the program, through every path that resolve.c serves.
+ * Rules: what the driver would have granted is never refused; what it would have refused with another error than
+ * out-of-memory is answered by the driver itself. */
+#include "shim/hook.h"
+#include "shim/resolve.h"
+
+/* Whether an allocation is allowed now is the driver's to say while something is being captured: ask it with a small
+ * one in the thread's own capture mode. */
+CUresult spill_capture_verdict(void)
+{
+    const struct spill_driver *d = spill_driver();
+    CUdeviceptr small;
+    if (!spill_capturing())
+        return CUDA_SUCCESS;
+    CUresult r = d->cuMemAlloc_v2(&small, 256);
+    if (r != CUDA_SUCCESS)
+        return r;
+    CUstreamCaptureMode mode = spill_capture_enter();
+    d->cuMemFree_v2(small);
+    spill_capture_leave(mode);
+    return CUDA_SUCCESS;
+}
+
+/* The driver's own allocation, within the limit; counted. */
+static CUresult native(int device, size_t size, CUdeviceptr *out)
+{
+    if (!spill_vram_allows(device, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = spill_driver()->cuMemAlloc_v2(out, size);
+    if (r == CUDA_SUCCESS)
+        spill_native_add(*out, size, device);
+    return r;
+}
+
+/* `size` bytes: small ones from the driver while it has room, large ones as a region; each as the other's last resort. */
+static CUresult allocate(int device, size_t size, CUdeviceptr *out)
+{
+    bool managed = size >= spill_settings()->managed_min && spill_device(device)->vmm;
+    CUresult r = managed ? spill_alloc(size, out) : native(device, size, out);
+    if (r == CUDA_SUCCESS || (!managed && r != CUDA_ERROR_OUT_OF_MEMORY))
+        return r;
+    CUresult other = managed ? native(device, size, out) : spill_alloc(size, out);
+    return other == CUDA_ERROR_OUT_OF_MEMORY ? spill_answer_oom() : other;
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
+{
+    int device;
+    SPILL_NEEDS(cuMemAlloc_v2);
+    if (!spill_on() || !dptr || !bytesize || spill_current_device(&device) != CUDA_SUCCESS)
+        return spill_driver()->cuMemAlloc_v2(dptr, bytesize);
+    spill_path_count(__builtin_return_address(0), "cuMemAlloc_v2");
+    spill_stats_learn(device);
+    CUresult r = spill_capture_verdict();
+    return r != CUDA_SUCCESS ? r : allocate(device, bytesize, dptr);
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
+                                                 unsigned int ElementSizeBytes)
+{
+    int device;
+    size_t pitch, size;
+    CUdeviceptr row;
+    SPILL_NEEDS(cuMemAllocPitch_v2);
+    const struct spill_driver *d = spill_driver();
+    bool large = !__builtin_mul_overflow(WidthInBytes, Height, &size) && spill_on() &&
+                 size >= spill_settings()->managed_min;
+    if (!dptr || !pPitch || !large || spill_current_device(&device) != CUDA_SUCCESS) {
+        CUresult r = d->cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
+        if (r != CUDA_ERROR_OUT_OF_MEMORY || !spill_on() || !dptr || !pPitch || spill_current_device(&device) != CUDA_SUCCESS)
+            return r;
+    }
+    spill_path_count(__builtin_return_address(0), "cuMemAllocPitch_v2");
+    CUresult r = spill_capture_verdict();
+    if (r != CUDA_SUCCESS)
+        return r;
+    /* The pitch is the driver's secret: one row tells it. */
+    CUstreamCaptureMode mode = spill_capture_enter();
+    r = d->cuMemAllocPitch_v2(&row, &pitch, WidthInBytes, 1, ElementSizeBytes);
+    if (r == CUDA_SUCCESS)
+        d->cuMemFree_v2(row);
+    spill_capture_leave(mode);
+    if (r != CUDA_SUCCESS)
+        return r;
+    if (__builtin_mul_overflow(pitch, Height, &size))
+        return spill_answer_oom();
+    r = allocate(device, size, dptr);
+    if (r == CUDA_SUCCESS)
+        *pPitch = pitch;
+    return r;
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
+{
+    const struct spill_driver *d = spill_driver();
+    uint64_t bytes;
+    int device;
+    SPILL_NEEDS(cuMemFree_v2);
+    if (!dptr || !spill_started() || spill_dead())
+        return d->cuMemFree_v2(dptr);
+    struct spill_region *region = spill_region_find(dptr);
+    if (region) {
+        CUresult r = dptr == region->base && !region->limbo ? spill_capture_verdict() : CUDA_ERROR_INVALID_VALUE;
+        return r != CUDA_SUCCESS ? r : spill_free(region);
+    }
+    if (spill_arena_contains(dptr))
+        return CUDA_ERROR_INVALID_VALUE; /* freed already: to the driver it would be part of our reservation */
+    bool counted = spill_native_remove(dptr, &bytes, &device);
+    CUresult r = d->cuMemFree_v2(dptr);
+    if (r != CUDA_SUCCESS && counted)
+        spill_native_add(dptr, bytes, device);
+    return r;
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Hooks of what programs ask about memory: cuMemGetInfo, cuDeviceTotalMem (device properties are made of it), NVML.
+ * One model for all of them:
+ *   report=vram     total = the VRAM this job may use; free = what of it is free
+ *   report=virtual  both raised by RAM: total by the most that may ever be pinned, free by what of that isn't in use
+ * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment; without a limit
+ * and with report=vram the driver's numbers pass untouched. */
+#include "shim/config.h"
+#include "shim/hook.h"
+#include "shim/resolve.h"
+
+#include <string.h>
+
+struct amounts {
+    uint64_t free, total;
+};
+
+static bool untouched(const struct spill_device *d)
+{
+    return spill_config()->report == SPILL_REPORT_VRAM && d->limit >= d->total;
+}
+
+/* The model, from what the device itself says. */
+static struct amounts model(const struct spill_device *d, struct amounts device)
+{
+    struct spill_ledger_sum sum;
+    struct amounts out = { device.free, d->limit < device.total ? d->limit : device.total };
+    spill_usage(d, &sum);
+    if (d->limit < d->total) {
+        uint64_t left = sum.vram_of_job < d->limit ? d->limit - sum.vram_of_job : 0;
+        if (left < out.free)
+            out.free = left;
+    }
+    if (spill_config()->report == SPILL_REPORT_VIRTUAL && spill_settings()->spill) {
+        uint64_t ceiling = spill_budget_ceiling();
+        out.total += ceiling;
+        out.free += sum.ram_asked < ceiling ? ceiling - sum.ram_asked : 0;
+    }
+    if (out.free > out.total)
+        out.free = out.total;
+    return out;
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuMemGetInfo_v2(size_t *free, size_t *total)
+{
+    size_t free_now, all;
+    int device;
+    SPILL_NEEDS(cuMemGetInfo_v2);
+    if (!spill_on())
+        return spill_driver()->cuMemGetInfo_v2(free, total);
+    /* Some programs ask for one of the two only, and drivers take it. */
+    CUresult r = spill_driver()->cuMemGetInfo_v2(&free_now, &all);
+    if (r != CUDA_SUCCESS)
+        return r;
+    struct amounts out = { free_now, all };
+    if (spill_current_device(&device) == CUDA_SUCCESS && !untouched(spill_device(device)))
+        out = model(spill_device(device), out);
+    if (free)
+        *free = out.free;
+    if (total)
+        *total = out.total;
+    return CUDA_SUCCESS;
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)
+{
+    SPILL_NEEDS(cuDeviceTotalMem_v2);
+    CUresult r = spill_driver()->cuDeviceTotalMem_v2(bytes, dev);
+    if (r != CUDA_SUCCESS || !spill_on() || !spill_device(dev) || untouched(spill_device(dev)))
+        return r;
+    *bytes = model(spill_device(dev), (struct amounts){ *bytes, *bytes }).total;
+    return CUDA_SUCCESS;
+}
+
+/* ---- NVML: a process may ask it without ever using CUDA, so nothing here asks libcuda ---- */
+
+static int hex(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* "GPU-xxxxxxxx-xxxx-..." holds the bytes that cuDeviceGetUuid gives. */
+static uint64_t key_of(nvmlDevice_t device)
+{
+    char text[NVML_DEVICE_UUID_V2_BUFFER_SIZE];
+    unsigned char uuid[16];
+    unsigned have = 0;
+    if (!spill_driver_nvml()->nvmlDeviceGetUUID ||
+        spill_driver_nvml()->nvmlDeviceGetUUID(device, text, sizeof text) != NVML_SUCCESS)
+        return 0;
+    for (const char *p = strchr(text, '-'); p && *p && have < 32; p++) {
+        int digit = hex(*p);
+        if (digit >= 0) {
+            uuid[have / 2] = (unsigned char)(have % 2 ? uuid[have / 2] | digit : digit << 4);
+            have++;
+        }
+    }
+    return have == 32 ? spill_device_key(uuid) : 0;
+}
+
+static bool nvml_model(nvmlDevice_t device, struct amounts in, struct amounts *out)
+{
+    struct spill_device facts;
+    if (!spill_on())
+        return false;
+    spill_device_limits(&facts, key_of(device), in.total);
+    if (untouched(&facts))
+        return false;
+    *out = model(&facts, in);
+    return true;
+}
+
+SPILL_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
+{
+    const struct spill_driver *d = spill_driver_nvml();
+    struct amounts out;
+    if (!d->nvmlDeviceGetMemoryInfo)
+        return NVML_ERROR_FUNCTION_NOT_FOUND;
+    nvmlReturn_t r = d->nvmlDeviceGetMemoryInfo(device, memory);
+    if (r != NVML_SUCCESS || !nvml_model(device, (struct amounts){ memory->free, memory->total }, &out))
+        return r;
+    memory->total = out.total;
+    memory->free = out.free;
+    memory->used = out.total - out.free;
+    return r;
+}
+
+SPILL_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
+{
+    const struct spill_driver *d = spill_driver_nvml();
+    struct amounts out;
+    if (!d->nvmlDeviceGetMemoryInfo_v2)
+        return NVML_ERROR_FUNCTION_NOT_FOUND;
+    nvmlReturn_t r = d->nvmlDeviceGetMemoryInfo_v2(device, memory);
+    if (r != NVML_SUCCESS || !nvml_model(device, (struct amounts){ memory->free, memory->total }, &out))
+        return r;
+    memory->total = out.total;
+    memory->free = out.free;
+    /* The driver's own share stays reserved where total still holds it. */
+    if (memory->reserved > out.total - out.free)
+        memory->reserved = out.total - out.free;
+    memory->used = out.total - out.free - memory->reserved;
+    return r;
+}

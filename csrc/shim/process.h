@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The shim's life in a process: off, started at the first call that could manage memory, summary at exit. Called by
+ * hook_*.c. Rules: a process that never gets here has no thread, file or memory segment of ours. */
+#ifndef SPILL_PROCESS_H
+#define SPILL_PROCESS_H
+
+#include <stdbool.h>
+
+#include "tiering/tiering.h"
+
+/* The hooks are the library's only visible symbols. */
+#define SPILL_EXPORT __attribute__((visibility("default")))
+
+/* False when every call must pass through untouched: switched off, or the child of a fork. The first true starts the
+ * engine. */
+bool spill_on(void);
+
+/* True once something has been managed; what only concerns managed memory returns early before. */
+bool spill_started(void);
+
+/* An out-of-memory is about to be answered to the program: count it. */
+CUresult spill_answer_oom(void);
+
+/* The backend probe, in a child process (probe.c). */
+void spill_probe_run(int device, struct spill_probe_result *out);
+
+/* Write the statistics line and the summary (stats.c); called once, at exit. */
+void spill_stats_report(bool engine_started);
+
+/* Primary context of a device as the program retained it, or NULL (hook_lifecycle.c). */
+CUcontext spill_primary_context(int device);
+
+/* Bytes per second of the host link of `device` by configuration or sysfs; 0: unknown (stats.c). Asked while the driver
+ * is still up, remembered for the summary. */
+void spill_stats_learn(int device);
+
+#endif

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Cutting ranges where they cross from one tier into the other: a driver may refuse one copy over VRAM and RAM. Called by
+ * the copy and memset hooks. Rules: no lock, no driver call; a range that touches no region costs two comparisons. */
+#include "shim/hook.h"
+
+bool spill_copies_pass(void)
+{
+    return !spill_started() || spill_dead();
+}
+
+uint64_t spill_run(CUdeviceptr p, uint64_t limit)
+{
+    enum spill_tier tier;
+    const struct spill_region *region = spill_region_find(p);
+    if (!region || !region->ram_bytes || region->fixed || spill_backend(region->device)->mixed_copy)
+        return limit;
+    return spill_region_run(region, p, limit, &tier);
+}
+
+bool spill_range_ok(CUdeviceptr p, uint64_t bytes)
+{
+    const struct spill_region *region = spill_region_find(p);
+    return !region || (p - region->base <= region->size && bytes <= region->size - (p - region->base));
+}
+
+static void cut(struct spill_split *s)
+{
+    s->bytes = spill_run(s->a + s->at, s->left);
+    if (s->b)
+        s->bytes = spill_run(s->b + s->at, s->bytes);
+}
+
+struct spill_split spill_split_start(CUdeviceptr a, CUdeviceptr b, uint64_t bytes)
+{
+    struct spill_split s = { .a = a, .b = b, .bytes = bytes, .left = bytes };
+    if (spill_copies_pass())
+        return s;
+    if (!spill_range_ok(a, bytes) || (b && !spill_range_ok(b, bytes)))
+        s.error = CUDA_ERROR_INVALID_VALUE;
+    else
+        cut(&s);
+    const struct spill_region *region = spill_region_find(a), *other = b ? spill_region_find(b) : NULL;
+    s.sync = (region && region->sync_memops) || (other && other->sync_memops);
+    return s;
+}
+
+bool spill_split_next(struct spill_split *s)
+{
+    s->at += s->bytes;
+    s->left -= s->bytes;
+    if (!s->left)
+        return false;
+    cut(s);
+    return true;
+}
+
+CUresult spill_sync_memops(bool per_thread)
+{
+    return spill_driver()->cuStreamSynchronize(per_thread ? CU_STREAM_PER_THREAD : CU_STREAM_LEGACY);
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is said when a process ends: one summary line for the user, one JSON object for SPILLSHIM_STATS and
+ * SPILLSHIM_OBSERVE. Called by process.c at exit, and by the allocation hooks while the driver can still be asked.
+ * Rules: no driver call at exit; one write a line; numbers only, no judgement beyond the roofline's. */
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "shim/config.h"
+#include "shim/log.h"
+#include "shim/process.h"
+#include "shim/resolve.h"
+
+enum { JSON_MAX = 16384 };
+
+static int learned_device = -1;
+static char pci_id[32];
+
+void spill_stats_learn(int device)
+{
+    if (__atomic_load_n(&learned_device, __ATOMIC_ACQUIRE) >= 0)
+        return;
+    if (!spill_driver()->cuDeviceGetPCIBusId ||
+        spill_driver()->cuDeviceGetPCIBusId(pci_id, sizeof pci_id, device) != CUDA_SUCCESS)
+        pci_id[0] = 0;
+    __atomic_store_n(&learned_device, device, __ATOMIC_RELEASE);
+}
+
+static double number_in_sysfs(const char *file)
+{
+    char path[128], text[64], id[32];
+    size_t i;
+    for (i = 0; pci_id[i] && i + 1 < sizeof id; i++)
+        id[i] = (char)(pci_id[i] >= 'A' && pci_id[i] <= 'F' ? pci_id[i] - 'A' + 'a' : pci_id[i]);
+    id[i] = 0;
+    /* The driver may print a domain of eight digits, sysfs has four. */
+    const char *tail = strlen(id) > 12 ? id + strlen(id) - 12 : id;
+    snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", tail, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    return strtod(text, NULL);
+}
+
+/* Bytes per second of the link: as configured, else GT/s x lanes of the card's widest link x 128b/130b coding, of which
+ * reads over PCIe get about 85 % (packet headers). 0: unknown. The maximum, because an idle link trains down. */
+static double link_rate(void)
+{
+    const struct spill_config *c = spill_config();
+    if (c->link_rate.set)
+        return c->link_rate.value;
+    return number_in_sysfs("max_link_speed") * 1e9 / 8 * (128.0 / 130.0) * 0.85 * number_in_sysfs("max_link_width");
+}
+
+/* 80 % of the peak of clock and width is what kernels reach. */
+static double hbm_rate(void)
+{
+    const struct spill_config *c = spill_config();
+    if (c->hbm_rate.set)
+        return c->hbm_rate.value;
+    const struct spill_device *d = learned_device >= 0 ? spill_device(learned_device) : NULL;
+    return d ? 0.8 * (double)d->hbm_rate : 0;
+}
+
+/* Speed against all-in-VRAM of a program that reads every byte once a step, both tiers at the same time: the roofline.
+ * 0: a rate is unknown. */
+static double ceiling(double share)
+{
+    double link = link_rate(), hbm = hbm_rate();
+    if (link <= 0 || hbm <= 0)
+        return 0;
+    double over_link = share / link, in_vram = (1 - share) / hbm;
+    return 1 / hbm / (over_link > in_vram ? over_link : in_vram);
+}
+
+/* ---- JSON ---- */
+
+struct text {
+    char *at, *end;
+};
+
+__attribute__((format(printf, 2, 3)))
+static void put(struct text *t, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(t->at, (size_t)(t->end - t->at), fmt, args);
+    va_end(args);
+    t->at += n > 0 && n < t->end - t->at ? n : n > 0 ? t->end - t->at - 1 : 0;
+}
+
+static void put_string(struct text *t, const char *s)
+{
+    if (!s) {
+        put(t, "null");
+        return;
+    }
+    put(t, "\"");
+    for (; *s; s++)
+        if (*s == '"' || *s == '\\')
+            put(t, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20)
+            put(t, "\\u%04x", *s);
+        else
+            put(t, "%c", *s);
+    put(t, "\"");
+}
+
+static void put_paths(struct text *t)
+{
+    struct spill_path_entry e;
+    put(t, "\"paths\": [");
+    /* Room for the end is kept: a process with very many modules loses the last of them, not the object. */
+    for (unsigned i = 0; spill_path_each(i, &e) && t->end - t->at > 1024; i++) {
+        put(t, "%s{\"module\": ", i ? ", " : "");
+        put_string(t, e.module);
+        put(t, ", \"path\": \"%s\", \"symbol\": \"%s\", \"calls\": %llu}", e.path, e.symbol, (unsigned long long)e.calls);
+    }
+    put(t, "]");
+}
+
+static double share_of(const struct spill_stats *s)
+{
+    return s->share_all ? (double)s->share_ram / (double)s->share_all : 0;
+}
+
+static void put_object(struct text *t, const struct spill_stats *s, bool engine)
+{
+    char exe[1024];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    exe[n > 0 ? n : 0] = 0;
+    const struct spill_device *d = engine && learned_device >= 0 ? spill_device(learned_device) : NULL;
+    double share = share_of(s), top = share > 0 ? ceiling(share) : 1;
+    put(t, "{\"pid\": %d, \"exe\": ", (int)getpid());
+    put_string(t, exe);
+    put(t, ", \"job\": ");
+    put_string(t, spill_config()->job);
+    put(t, ", \"libcuda\": ");
+    put_string(t, spill_real_path(SPILL_LIB_CUDA));
+    put(t, ", \"backend\": \"%s\"", spill_backend_name(spill_backend_known()));
+    put(t, ", \"managed\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->managed_count,
+        (unsigned long long)s->managed_peak);
+    put(t, ", \"native\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->native_count,
+        (unsigned long long)s->native_peak);
+    put(t, ", \"spilled\": {\"count\": %llu, \"bytes_peak\": %llu, \"bytes_total\": %llu}",
+        (unsigned long long)s->spilled_count, (unsigned long long)s->spilled_peak, (unsigned long long)s->spilled_total);
+    put(t, ", \"vram_peak\": %llu, \"ram_peak\": %llu, \"oom\": %llu, \"vram_total\": %llu",
+        (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
+        d ? (unsigned long long)d->limit : 0ull);
+    put(t, ", \"spill_share\": %.6f, \"ceiling\": ", share);
+    if (top > 0)
+        put(t, "%.6f, ", top);
+    else
+        put(t, "null, ");
+    put_paths(t);
+    put(t, "}\n");
+}
+
+static void append(const char *variable, const char *path, const char *line, size_t length)
+{
+    int err = spill_append_line(path, line, length);
+    if (err)
+        spill_log(SPILL_LOG_ERROR, "cannot write %s=%s: %s", variable, path, strerror(err));
+}
+
+static void say_summary(const struct spill_stats *s)
+{
+    char spilled[16], vram[16], ram[16], tail[128] = "";
+    double share = share_of(s), top = ceiling(share);
+    if (top > 0)
+        snprintf(tail, sizeof tail, "; at most %.0f %% of all-in-VRAM speed where every byte is read once a step", 100 * top);
+    spill_say("%s spilled into RAM (peak VRAM %s, peak RAM %s, backend %s): about %.0f %% of memory traffic crosses the link%s",
+              spill_size_text(s->spilled_total, spilled), spill_size_text(s->vram_peak, vram),
+              spill_size_text(s->spilled_peak, ram), spill_backend_name(spill_backend_known()), 100 * share, tail);
+}
+
+void spill_stats_report(bool engine)
+{
+    const struct spill_config *c = spill_config();
+    const struct spill_stats *s = spill_stats();
+    if (c->stats[0] || c->observe[0]) {
+        char buffer[JSON_MAX];
+        struct text t = { buffer, buffer + sizeof buffer };
+        put_object(&t, s, engine);
+        if (c->stats[0] && engine)
+            append("SPILLSHIM_STATS", c->stats, buffer, (size_t)(t.at - buffer));
+        if (c->observe[0])
+            append("SPILLSHIM_OBSERVE", c->observe, buffer, (size_t)(t.at - buffer));
+    }
+    if (engine && s->spilled_total && !c->quiet)
+        say_summary(s);
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Physical memory in either tier. Called by engine.c; hook_vmm.c uses the location. Rules: bytes are counted when the
+ * driver gives them and when it gets them back, nowhere else. */
+#include "tiering/tiering.h"
+
+#include "shim/log.h"
+
+static struct spill_probe_result probed;
+
+const char *spill_backend_name(enum spill_backend backend)
+{
+    static const char *const name[] = { "unprobed", "host-numa", "host", "hostalloc", "none" };
+    return name[backend];
+}
+
+const struct spill_probe_result *spill_backend(int device)
+{
+    if (probed.backend == SPILL_BACKEND_UNPROBED) {
+        spill_settings()->probe(device, &probed);
+        spill_log(SPILL_LOG_INFO, "RAM reaches the GPU by backend=%s numa=%d mixed_copy=%d",
+                  spill_backend_name(probed.backend), probed.numa, probed.mixed_copy);
+    }
+    return &probed;
+}
+
+enum spill_backend spill_backend_known(void)
+{
+    return probed.backend;
+}
+
+CUmemLocation spill_host_location(void)
+{
+    CUmemLocation location = { .type = CU_MEM_LOCATION_TYPE_HOST, .id = 0 };
+    if (probed.backend == SPILL_BACKEND_HOST_NUMA) {
+        location.type = CU_MEM_LOCATION_TYPE_HOST_NUMA;
+        location.id = probed.numa;
+    }
+    return location;
+}
+
+CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out)
+{
+    CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED };
+    if (tier == SPILL_RAM) {
+        prop.location = spill_host_location();
+    } else {
+        prop.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+        prop.location.id = device;
+        /* As cudaMalloc's memory, it may be registered for RDMA. */
+        int can = 0;
+        spill_driver()->cuDeviceGetAttribute(&can, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, device);
+        prop.allocFlags.gpuDirectRDMACapable = (unsigned char)(can != 0);
+    }
+    CUresult r = spill_driver()->cuMemCreate(out, bytes, &prop, 0);
+    if (r != CUDA_SUCCESS)
+        return r;
+    if (tier == SPILL_RAM)
+        spill_budget_pinned(bytes);
+    spill_account(device, tier == SPILL_VRAM ? (int64_t)bytes : 0, tier == SPILL_RAM ? (int64_t)bytes : 0);
+    return CUDA_SUCCESS;
+}
+
+void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle)
+{
+    CUresult r = spill_driver()->cuMemRelease(handle);
+    if (r != CUDA_SUCCESS)
+        spill_log(SPILL_LOG_ERROR, "cuMemRelease failed error=%d bytes=%llu; they stay counted", (int)r, (unsigned long long)bytes);
+    else if (tier == SPILL_RAM)
+        spill_budget_give(bytes, bytes);
+    if (r == CUDA_SUCCESS)
+        spill_account(device, tier == SPILL_VRAM ? -(int64_t)bytes : 0, tier == SPILL_RAM ? -(int64_t)bytes : 0);
+}
+
+CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out)
+{
+    const struct spill_driver *d = spill_driver();
+    void *host;
+    CUresult r = d->cuMemHostAlloc(&host, bytes, CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_PORTABLE);
+    if (r != CUDA_SUCCESS)
+        return r;
+    /* The address must be the same on both sides, or free and copies could not tell what they are given. */
+    r = d->cuMemHostGetDevicePointer_v2(out, host, 0);
+    if (r == CUDA_SUCCESS && *out != (CUdeviceptr)host)
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (r != CUDA_SUCCESS) {
+        d->cuMemFreeHost(host);
+        return r;
+    }
+    spill_budget_pinned(bytes);
+    spill_account(device, 0, (int64_t)bytes);
+    return CUDA_SUCCESS;
+}
+
+void spill_fixed_give(int device, uint64_t bytes, CUdeviceptr p, bool gone)
+{
+    CUresult r = gone ? CUDA_SUCCESS : spill_driver()->cuMemFreeHost((void *)p);
+    if (r != CUDA_SUCCESS) {
+        spill_log(SPILL_LOG_ERROR, "cuMemFreeHost failed error=%d bytes=%llu; they stay counted", (int)r, (unsigned long long)bytes);
+        return;
+    }
+    spill_budget_give(bytes, bytes);
+    spill_account(device, 0, -(int64_t)bytes);
+}

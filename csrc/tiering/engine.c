@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Allocation and release of regions. Called by the allocation hooks.
+ * Rules: the engine lock is held over a whole allocation or release, never while waiting for the GPU without a deadline;
+ * every failure unwinds what was done; headroom and holdback are wishes: an allocation that VRAM can hold is never
+ * refused for their sake, because without us it would have succeeded. */
+#include "tiering/tiering.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shim/log.h"
+
+enum { RECHECK = 256 << 20, PATIENCE_MS = 100 };
+
+static const struct spill_settings *settings;
+static struct spill_stats stats;
+static pthread_mutex_t engine = PTHREAD_MUTEX_INITIALIZER;
+static bool dead;
+
+void spill_engine_start(const struct spill_settings *s) { settings = s; }
+const struct spill_settings *spill_settings(void) { return settings; }
+struct spill_stats *spill_stats(void) { return &stats; }
+void spill_lock(void) { pthread_mutex_lock(&engine); }
+void spill_unlock(void) { pthread_mutex_unlock(&engine); }
+bool spill_dead(void) { return __atomic_load_n(&dead, __ATOMIC_RELAXED); }
+
+void spill_after_fork(void)
+{
+    __atomic_store_n(&dead, true, __ATOMIC_RELAXED);
+    spill_budget_leave(true);
+}
+
+CUstreamCaptureMode spill_capture_enter(void)
+{
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    if (!spill_driver()->cuThreadExchangeStreamCaptureMode ||
+        spill_driver()->cuThreadExchangeStreamCaptureMode(&mode) != CUDA_SUCCESS)
+        return CU_STREAM_CAPTURE_MODE_RELAXED;
+    return mode;
+}
+
+void spill_capture_leave(CUstreamCaptureMode mode)
+{
+    if (spill_driver()->cuThreadExchangeStreamCaptureMode)
+        spill_driver()->cuThreadExchangeStreamCaptureMode(&mode);
+}
+
+void spill_reclaim(int device)
+{
+    CUmemoryPool pool;
+    const struct spill_driver *d = spill_driver();
+    if (d->cuDeviceGetMemPool && d->cuMemPoolTrimTo && d->cuDeviceGetMemPool(&pool, device) == CUDA_SUCCESS)
+        d->cuMemPoolTrimTo(pool, 0);
+}
+
+/* An episode is one size asked for again and again by one thread: caching allocators free their cache on the first
+ * refusal and ask again. */
+bool spill_soft_oom(size_t size)
+{
+    static __thread size_t refused;
+    if (!settings->soft_oom || refused == size)
+        return refused = 0, false;
+    refused = size;
+    return true;
+}
+
+/* ---- building a region ---- */
+
+static CUresult grant_access(const struct spill_region *region)
+{
+    const struct spill_driver *d = spill_driver();
+    const struct spill_device *device = spill_device(region->device);
+    CUmemAccessDesc gpu[SPILL_MAX_DEVICES];
+    for (int i = 0; i < device->peer_count; i++)
+        gpu[i] = (CUmemAccessDesc){
+            .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device->peers[i] },
+            .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+    CUresult r = d->cuMemSetAccess(region->base, region->mapped, gpu, (size_t)device->peer_count);
+    if (r != CUDA_SUCCESS)
+        return r;
+    /* The CPU too, for bytes in RAM: the driver may do a copy between two host locations with the CPU. */
+    const CUmemAccessDesc cpu = { .location = { .type = CU_MEM_LOCATION_TYPE_HOST_NUMA, .id = spill_host_location().id },
+                                  .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+    for (uint32_t i = 0; i < region->chunk_count;) {
+        uint32_t first = i;
+        while (i < region->chunk_count && region->chunks[i].tier == SPILL_RAM)
+            i++;
+        if (i == first) {
+            i++;
+            continue;
+        }
+        uint64_t from = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT;
+        uint64_t to = (uint64_t)(region->chunks[i - 1].start + region->chunks[i - 1].length) << SPILL_GRANULE_SHIFT;
+        r = d->cuMemSetAccess(region->base + from, to - from, &cpu, 1);
+        if (r != CUDA_SUCCESS)
+            return r;
+    }
+    return CUDA_SUCCESS;
+}
+
+/* Undo the first `chunks` chunks of `region`. */
+static void unbuild(struct spill_region *region, uint32_t chunks)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < chunks; i++)
+        bytes += (uint64_t)region->chunks[i].length << SPILL_GRANULE_SHIFT;
+    if (bytes) {
+        CUresult r = spill_driver()->cuMemUnmap(region->base, bytes);
+        if (r != CUDA_SUCCESS) {
+            spill_log(SPILL_LOG_ERROR, "cuMemUnmap failed error=%d bytes=%llu; address and memory are given up, not reused",
+                      (int)r, (unsigned long long)bytes);
+            return;
+        }
+    }
+    for (uint32_t i = 0; i < chunks; i++)
+        spill_backing_give(region->device, (enum spill_tier)region->chunks[i].tier,
+                           (uint64_t)region->chunks[i].length << SPILL_GRANULE_SHIFT, region->chunks[i].handle);
+    spill_arena_give(region->base, region->mapped);
+}
+
+static bool ask(uint64_t bytes)
+{
+    char why[160], want[16];
+    if (spill_budget_ask(bytes, why))
+        return true;
+    spill_log(SPILL_LOG_WARN, "%s of RAM not granted, the program gets out-of-memory: %s", spill_size_text(bytes, want), why);
+    return false;
+}
+
+/* Back, map and open every chunk. `granted` bytes of RAM have been asked for; what is left of them is given back. */
+static CUresult build(struct spill_region *region, const struct spill_layout_step *steps, uint64_t granted)
+{
+    const struct spill_driver *d = spill_driver();
+    CUresult r = CUDA_SUCCESS;
+    uint64_t since_check = 0;
+    bool vram_full = false, reclaimed = false;
+    uint32_t done = 0;
+
+    for (; done < region->chunk_count; done++) {
+        const struct spill_layout_step *step = &steps[done];
+        struct spill_chunk *chunk = &region->chunks[done];
+        *chunk = (struct spill_chunk){ .start = (uint32_t)(step->offset >> SPILL_GRANULE_SHIFT),
+                                       .length = (uint32_t)(step->size >> SPILL_GRANULE_SHIFT),
+                                       .tier = (uint8_t)(vram_full ? SPILL_RAM : step->tier) };
+        if (chunk->tier == SPILL_VRAM) {
+            r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
+            if (r == CUDA_ERROR_OUT_OF_MEMORY && !reclaimed) {
+                spill_reclaim(region->device);
+                reclaimed = true;
+                r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
+            }
+            if (r == CUDA_ERROR_OUT_OF_MEMORY && settings->spill && spill_backend(region->device)->backend <= SPILL_BACKEND_HOST) {
+                /* Somebody took the VRAM since it was counted: the rest of the region spills. */
+                vram_full = true;
+                chunk->tier = SPILL_RAM;
+            }
+        }
+        if (chunk->tier == SPILL_RAM) {
+            if (granted < step->size) {
+                if (!ask(step->size - granted)) {
+                    r = CUDA_ERROR_OUT_OF_MEMORY;
+                    break;
+                }
+                granted = step->size;
+            }
+            r = spill_backing_take(region->device, SPILL_RAM, step->size, &chunk->handle);
+            if (r == CUDA_SUCCESS)
+                granted -= step->size;
+            since_check += step->size;
+            if (r == CUDA_SUCCESS && since_check >= RECHECK && !spill_budget_holds()) {
+                spill_log(SPILL_LOG_WARN, "MemAvailable fell below half of the reserve while %llu MiB were being pinned: "
+                          "unwound, the program gets out-of-memory", (unsigned long long)(region->mapped >> 20));
+                spill_backing_give(region->device, SPILL_RAM, step->size, chunk->handle);
+                r = CUDA_ERROR_OUT_OF_MEMORY;
+            } else if (since_check >= RECHECK) {
+                since_check = 0;
+            }
+        }
+        if (r != CUDA_SUCCESS)
+            break;
+        r = d->cuMemMap(region->base + step->offset, step->size, 0, chunk->handle, 0);
+        if (r != CUDA_SUCCESS) {
+            spill_backing_give(region->device, (enum spill_tier)chunk->tier, step->size, chunk->handle);
+            break;
+        }
+        if (chunk->tier == SPILL_RAM)
+            region->ram_bytes += step->size;
+    }
+    spill_budget_give(granted, 0);
+    if (r == CUDA_SUCCESS)
+        r = grant_access(region);
+    if (r != CUDA_SUCCESS)
+        unbuild(region, done);
+    return r;
+}
+
+static CUresult build_in_arena(struct spill_region *region, const struct spill_place_in *in,
+                               const struct spill_place_out *out, const struct spill_layout_step *steps)
+{
+    if (out->ram && !ask(out->ram))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = spill_arena_take(in->size, &region->base);
+    if (r != CUDA_SUCCESS) {
+        spill_budget_give(out->ram, 0);
+        return r;
+    }
+    region->mapped = in->size;
+    return build(region, steps, out->ram);
+}
+
+static CUresult build_fixed(struct spill_region *region, uint64_t bytes)
+{
+    if (!ask(bytes))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = spill_fixed_take(region->device, bytes, &region->base);
+    if (r != CUDA_SUCCESS) {
+        spill_budget_give(bytes, 0);
+        return r;
+    }
+    region->fixed = true;
+    region->mapped = region->ram_bytes = bytes;
+    return CUDA_SUCCESS;
+}
+
+/* ---- allocation ---- */
+
+static void say_first_spill(const struct spill_region *region)
+{
+    static bool said;
+    char ram[16], all[16];
+    if (said)
+        return;
+    said = true;
+    spill_log(SPILL_LOG_WARN, "VRAM is full: %s of an allocation of %s now live in RAM and are read over the link "
+              "(backend %s; silence with SPILLSHIM_LOG=error)", spill_size_text(region->ram_bytes, ram),
+              spill_size_text(region->size, all), spill_backend_name(spill_backend_known()));
+}
+
+static void count_new(const struct spill_region *region)
+{
+    stats.managed_count++;
+    stats.managed_bytes += region->mapped;
+    if (stats.managed_bytes > stats.managed_peak)
+        stats.managed_peak = stats.managed_bytes;
+    if (region->ram_bytes) {
+        stats.spilled_count++;
+        stats.spilled_total += region->ram_bytes;
+        stats.spilled_bytes += region->ram_bytes;
+        spill_account(region->device, 0, 0); /* the peaks */
+        say_first_spill(region);
+    }
+    spill_log(SPILL_LOG_DEBUG, "region base=0x%llx bytes=%llu ram=%llu chunks=%u device=%d", region->base,
+              (unsigned long long)region->size, (unsigned long long)region->ram_bytes, region->chunk_count, region->device);
+}
+
+/* Decide where `in->size` bytes go. CUDA_ERROR_OUT_OF_MEMORY where nothing can hold them. */
+static CUresult decide(const struct spill_device *d, int device, size_t size, const struct spill_place_in *in,
+                       struct spill_place_out *out, bool *fixed)
+{
+    bool fits = d->vmm && in->size <= in->vram_free;
+    struct spill_place_in plain = *in;
+    plain.headroom = plain.holdback = 0;
+    *fixed = false;
+    spill_place(in, out);
+    if (d->vmm && !out->ram)
+        return CUDA_SUCCESS;
+    enum spill_backend backend = settings->spill ? spill_backend(device)->backend : SPILL_BACKEND_NONE;
+    bool chunked = d->vmm && backend <= SPILL_BACKEND_HOST;
+    if (!chunked && fits) {
+        /* Without chunks in RAM the choice is all or nothing: all in VRAM is what the driver would have done. */
+        spill_place(&plain, out);
+        return CUDA_SUCCESS;
+    }
+    if (backend == SPILL_BACKEND_NONE)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    if (spill_soft_oom(size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *fixed = !chunked;
+    return CUDA_SUCCESS;
+}
+
+static CUresult allocate(int device, size_t size, CUdeviceptr *result)
+{
+    const struct spill_device *d = spill_device(device);
+    struct spill_place_in in = { .size = (size + SPILL_GRANULE - 1) & ~(SPILL_GRANULE - 1), .vram_total = d->limit,
+                                 .headroom = d->headroom, .holdback = d->holdback, .chunk = settings->chunk,
+                                 .spill_chunk = settings->spill_chunk, .granularity = SPILL_GRANULE };
+    struct spill_place_out out;
+    uint64_t device_free, count = 0;
+    bool fixed;
+    CUresult r = spill_vram_free(device, &in.vram_free, &device_free);
+    if (r == CUDA_SUCCESS)
+        r = decide(d, device, size, &in, &out, &fixed);
+    if (r != CUDA_SUCCESS)
+        return r;
+
+    struct spill_layout_step *steps = NULL;
+    if (!fixed) {
+        count = spill_layout(&in, &out, NULL, 0);
+        steps = calloc(count, sizeof *steps);
+    }
+    struct spill_region *region = spill_region_new((uint32_t)count);
+    if ((!steps && !fixed) || !region) {
+        free(steps);
+        if (region)
+            spill_region_recycle(region);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    region->size = size;
+    region->device = device;
+    spill_driver()->cuCtxGetCurrent(&region->ctx);
+    if (fixed) {
+        r = build_fixed(region, in.size);
+    } else {
+        spill_layout(&in, &out, steps, count);
+        r = build_in_arena(region, &in, &out, steps);
+        if (r == CUDA_ERROR_OUT_OF_MEMORY && out.ram && in.size <= in.vram_free) {
+            /* RAM was refused, VRAM has room if headroom and holdback are given up. One chunk size, so fewer chunks. */
+            in.headroom = in.holdback = 0;
+            spill_place(&in, &out);
+            region->chunk_count = (uint32_t)spill_layout(&in, &out, steps, count);
+            region->ram_bytes = 0;
+            r = region->chunk_count <= count ? build_in_arena(region, &in, &out, steps) : CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    free(steps);
+    if (r == CUDA_SUCCESS && !spill_region_publish(region)) {
+        spill_fixed_give(device, region->mapped, region->base, false);
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (r != CUDA_SUCCESS) {
+        spill_region_recycle(region);
+        return r;
+    }
+    count_new(region);
+    *result = region->base;
+    return CUDA_SUCCESS;
+}
+
+CUresult spill_alloc(size_t size, CUdeviceptr *out)
+{
+    int device;
+    CUresult r = spill_current_device(&device);
+    if (r != CUDA_SUCCESS)
+        return r;
+    /* More than an address space holds: refused before any sum can overflow. */
+    if (size > (size_t)1 << 46)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    spill_lock();
+    CUstreamCaptureMode mode = spill_capture_enter();
+    spill_limbo_sweep(0);
+    r = allocate(device, size, out);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && spill_limbo_sweep(PATIENCE_MS))
+        r = allocate(device, size, out);
+    spill_capture_leave(mode);
+    spill_unlock();
+    return r;
+}
+
+/* ---- release ---- */
+
+static void forget(struct spill_region *region)
+{
+    stats.managed_bytes -= region->mapped;
+    stats.spilled_bytes -= region->ram_bytes;
+    spill_region_recycle(region);
+}
+
+void spill_region_release(struct spill_region *region)
+{
+    spill_region_withdraw(region);
+    if (region->fixed)
+        spill_fixed_give(region->device, region->mapped, region->base, false);
+    else
+        unbuild(region, region->chunk_count);
+    forget(region);
+}
+
+CUresult spill_free(struct spill_region *region)
+{
+    const struct spill_driver *d = spill_driver();
+    CUcontext popped;
+    spill_lock();
+    bool again = region->limbo;
+    region->limbo = true;
+    spill_unlock();
+    if (again)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (spill_capturing()) {
+        spill_lock();
+        spill_limbo_defer(region);
+        spill_unlock();
+        return CUDA_SUCCESS;
+    }
+    /* Without the lock: a kernel may wait for something that another thread does after an allocation. */
+    CUresult r = d->cuCtxPushCurrent_v2(region->ctx);
+    if (r == CUDA_SUCCESS) {
+        r = d->cuCtxSynchronize();
+        d->cuCtxPopCurrent_v2(&popped);
+    }
+    spill_lock();
+    if (r == CUDA_SUCCESS) {
+        CUstreamCaptureMode mode = spill_capture_enter();
+        spill_region_release(region);
+        spill_limbo_sweep(0);
+        spill_capture_leave(mode);
+    } else {
+        region->limbo = false;
+    }
+    spill_unlock();
+    return r;
+}
+
+static void discard(struct spill_region *region, void *ctx)
+{
+    if (region->ctx != (CUcontext)ctx)
+        return;
+    spill_limbo_forget(region);
+    spill_region_withdraw(region);
+    if (region->fixed)
+        spill_fixed_give(region->device, region->mapped, region->base, true);
+    else
+        unbuild(region, region->chunk_count);
+    forget(region);
+}
+
+void spill_discard_context(CUcontext ctx)
+{
+    spill_lock();
+    spill_region_each(discard, ctx);
+    spill_unlock();
+}

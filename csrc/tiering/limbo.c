@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Limbo: regions that the application has freed and the GPU may still use. Called by the free hooks, and swept by every
+ * allocation, free and synchronise. Rules: an address is reused only after its event is done; nothing is asked of the
+ * driver while any stream of the process is capturing, for a query can invalidate a capture. */
+#include "tiering/tiering.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "shim/log.h"
+
+struct entry {
+    struct spill_region *region;
+    CUevent event; /* NULL: freed during a capture; released once the context is idle */
+    struct entry *next;
+};
+
+static struct entry *list;
+static atomic_uint waiting;
+static atomic_int captures;
+
+void spill_capture_count(int change) { atomic_fetch_add(&captures, change); }
+
+bool spill_capturing(void) { return atomic_load(&captures) > 0; }
+
+bool spill_limbo_any(void) { return atomic_load_explicit(&waiting, memory_order_relaxed) != 0; }
+
+static bool add(struct spill_region *region, CUevent event)
+{
+    struct entry *e = malloc(sizeof *e);
+    if (!e)
+        return false;
+    *e = (struct entry){ region, event, list };
+    list = e;
+    atomic_fetch_add(&waiting, 1);
+    return true;
+}
+
+CUresult spill_free_async(struct spill_region *region, CUstream stream, bool ptsz)
+{
+    const struct spill_driver *d = spill_driver();
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUevent event = NULL;
+    CUresult r = (ptsz ? d->cuStreamIsCapturing_ptsz : d->cuStreamIsCapturing)(stream, &status);
+    if (r != CUDA_SUCCESS)
+        return r;
+    /* A graph can free only what a graph has allocated; the driver says so of a cuMemAlloc pointer. */
+    if (status != CU_STREAM_CAPTURE_STATUS_NONE)
+        return CUDA_ERROR_INVALID_VALUE;
+    spill_lock();
+    if (region->limbo) {
+        spill_unlock();
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUstreamCaptureMode mode = spill_capture_enter();
+    r = d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+    if (r == CUDA_SUCCESS)
+        r = (ptsz ? d->cuEventRecord_ptsz : d->cuEventRecord)(event, stream);
+    if (r == CUDA_SUCCESS && !add(region, event))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (r == CUDA_SUCCESS)
+        region->limbo = true;
+    else if (event)
+        d->cuEventDestroy_v2(event);
+    spill_limbo_sweep(0);
+    spill_capture_leave(mode);
+    spill_unlock();
+    return r;
+}
+
+void spill_limbo_defer(struct spill_region *region)
+{
+    if (!add(region, NULL))
+        spill_log(SPILL_LOG_ERROR, "no memory to remember a free of %llu bytes; they stay allocated",
+                  (unsigned long long)region->size);
+}
+
+static bool finished(const struct entry *e)
+{
+    const struct spill_driver *d = spill_driver();
+    CUcontext popped;
+    CUresult r;
+    if (d->cuCtxPushCurrent_v2(e->region->ctx) != CUDA_SUCCESS)
+        return false;
+    r = e->event ? d->cuEventQuery(e->event) : d->cuCtxSynchronize();
+    if (r == CUDA_SUCCESS && e->event)
+        d->cuEventDestroy_v2(e->event);
+    d->cuCtxPopCurrent_v2(&popped);
+    return r == CUDA_SUCCESS;
+}
+
+static bool sweep_once(void)
+{
+    bool any = false;
+    for (struct entry **at = &list; *at;) {
+        struct entry *e = *at;
+        if (!finished(e)) {
+            at = &e->next;
+            continue;
+        }
+        *at = e->next;
+        atomic_fetch_sub(&waiting, 1);
+        spill_region_release(e->region);
+        free(e);
+        any = true;
+    }
+    return any;
+}
+
+bool spill_limbo_sweep(unsigned patience_ms)
+{
+    const struct timespec pause = { 0, 500000 };
+    bool any = false;
+    if (!list || spill_capturing())
+        return false;
+    any |= sweep_once();
+    for (unsigned half_ms = 0; list && half_ms < 2 * patience_ms; half_ms++) {
+        nanosleep(&pause, NULL);
+        any |= sweep_once();
+    }
+    return any;
+}
+
+void spill_limbo_forget(const struct spill_region *region)
+{
+    for (struct entry **at = &list; *at; at = &(*at)->next) {
+        struct entry *e = *at;
+        if (e->region != region)
+            continue;
+        *at = e->next;
+        atomic_fetch_sub(&waiting, 1);
+        free(e);
+        return;
+    }
+}
