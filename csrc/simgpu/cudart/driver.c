@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Finds the driver and its entries, and makes a context current. Called through rt_init and rt_context by every entry.
+ */
+#define _GNU_SOURCE
+#include "rt.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+struct rt_driver rt;
+_Thread_local struct rt_thread rt_thread;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static cudaError_t initialised;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static CUcontext primaries[64]; /* retained once per device, for the life of the process */
+
+static const struct row {
+    const char *name;
+    int version;
+    cuuint64_t flags;
+    size_t field;
+} rows[] = {
+#define DRIVER(name, version) {#name, version, 0, offsetof(struct rt_driver, name)},
+#define DRIVER_PT(name, version, pt_version, pt) \
+    {#name, version, 0, offsetof(struct rt_driver, name[0])}, \
+    {#name, pt_version, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM, offsetof(struct rt_driver, name[1])},
+#include "driver.def"
+#undef DRIVER
+#undef DRIVER_PT
+};
+
+static void initialise(void)
+{
+    initialised = cudaErrorInsufficientDriver;
+    void *library = dlopen("libcuda.so.1", RTLD_NOW);
+    PFN_cuGetProcAddress_v12000 get = library ? (PFN_cuGetProcAddress_v12000)dlsym(library, "cuGetProcAddress_v2") : NULL;
+    void *found = NULL;
+    if (!get)
+        return;
+    get("", &found, 0, 0, NULL); /* NVIDIA's runtime asks this first */
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        found = NULL;
+        if (get(rows[i].name, &found, rows[i].version, rows[i].flags, NULL) || !found)
+            return;
+        *(void **)((char *)&rt + rows[i].field) = found;
+    }
+    initialised = rt_error(rt.cuInit(0));
+}
+
+cudaError_t rt_init(void)
+{
+    pthread_once(&once, initialise);
+    return initialised;
+}
+
+cudaError_t rt_context(void)
+{
+    CUcontext current = NULL;
+    CUdevice device;
+    RT_NEED(rt_init());
+    RT_NEED(rt_error(rt.cuCtxGetCurrent(&current)));
+    if (current)
+        return cudaSuccess;
+    RT_NEED(rt_error(rt.cuDeviceGet(&device, rt_thread.device)));
+    pthread_mutex_lock(&lock);
+    CUcontext *primary = &primaries[device];
+    CUresult r = *primary ? CUDA_SUCCESS : rt.cuDevicePrimaryCtxRetain(primary, device);
+    current = *primary;
+    pthread_mutex_unlock(&lock);
+    return rt_error(r ? r : rt.cuCtxSetCurrent(current));
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streams, events, capture and graphs. The handles are the driver's.
+ */
+#include "rt.h"
+
+RT(cudaStreamCreate, (cudaStream_t * pStream), (pStream))
+{
+    RT_CALL(rt.cuStreamCreate(pStream, CU_STREAM_DEFAULT));
+}
+
+RT(cudaStreamCreateWithFlags, (cudaStream_t * pStream, unsigned int flags), (pStream, flags))
+{
+    RT_CALL(rt.cuStreamCreate(pStream, flags));
+}
+
+RT(cudaStreamCreateWithPriority, (cudaStream_t * pStream, unsigned int flags, int priority), (pStream, flags, priority))
+{
+    RT_CALL(rt.cuStreamCreateWithPriority(pStream, flags, priority));
+}
+
+RT(cudaStreamDestroy, (cudaStream_t stream), (stream))
+{
+    RT_CALL(rt.cuStreamDestroy(stream));
+}
+
+RT_SZ(cudaStreamSynchronize, (cudaStream_t stream), (stream))
+{
+    RT_CALL(rt.cuStreamSynchronize[pt](stream));
+}
+
+RT_SZ(cudaStreamQuery, (cudaStream_t stream), (stream))
+{
+    RT_CALL(rt.cuStreamQuery[pt](stream));
+}
+
+RT_SZ(cudaStreamWaitEvent, (cudaStream_t stream, cudaEvent_t event, unsigned int flags), (stream, event, flags))
+{
+    RT_CALL(rt.cuStreamWaitEvent[pt](stream, event, flags));
+}
+
+RT_SZ(cudaStreamGetFlags, (cudaStream_t hStream, unsigned int *flags), (hStream, flags))
+{
+    RT_CALL(rt.cuStreamGetFlags[pt](hStream, flags));
+}
+
+RT_SZ(cudaStreamGetPriority, (cudaStream_t hStream, int *priority), (hStream, priority))
+{
+    RT_CALL(rt.cuStreamGetPriority[pt](hStream, priority));
+}
+
+RT(cudaEventCreate, (cudaEvent_t * event), (event))
+{
+    RT_CALL(rt.cuEventCreate(event, CU_EVENT_DEFAULT));
+}
+
+RT(cudaEventCreateWithFlags, (cudaEvent_t * event, unsigned int flags), (event, flags))
+{
+    RT_CALL(rt.cuEventCreate(event, flags));
+}
+
+RT(cudaEventDestroy, (cudaEvent_t event), (event))
+{
+    RT_CALL(rt.cuEventDestroy(event));
+}
+
+RT_SZ(cudaEventRecord, (cudaEvent_t event, cudaStream_t stream), (event, stream))
+{
+    RT_CALL(rt.cuEventRecord[pt](event, stream));
+}
+
+RT_SZ(cudaEventRecordWithFlags, (cudaEvent_t event, cudaStream_t stream, unsigned int flags), (event, stream, flags))
+{
+    RT_CALL(rt.cuEventRecordWithFlags[pt](event, stream, flags));
+}
+
+RT(cudaEventQuery, (cudaEvent_t event), (event))
+{
+    RT_CALL(rt.cuEventQuery(event));
+}
+
+RT(cudaEventSynchronize, (cudaEvent_t event), (event))
+{
+    RT_CALL(rt.cuEventSynchronize(event));
+}
+
+RT(cudaEventElapsedTime, (float *ms, cudaEvent_t start, cudaEvent_t end), (ms, start, end))
+{
+    RT_CALL(rt.cuEventElapsedTime(ms, start, end));
+}
+
+RT_SZ(cudaStreamBeginCapture, (cudaStream_t stream, enum cudaStreamCaptureMode mode), (stream, mode))
+{
+    RT_CALL(rt.cuStreamBeginCapture[pt](stream, (CUstreamCaptureMode)mode));
+}
+
+RT_SZ(cudaStreamEndCapture, (cudaStream_t stream, cudaGraph_t *pGraph), (stream, pGraph))
+{
+    RT_CALL(rt.cuStreamEndCapture[pt](stream, pGraph));
+}
+
+RT_SZ(cudaStreamIsCapturing, (cudaStream_t stream, enum cudaStreamCaptureStatus *pCaptureStatus), (stream, pCaptureStatus))
+{
+    RT_CALL(rt.cuStreamIsCapturing[pt](stream, (CUstreamCaptureStatus *)pCaptureStatus));
+}
+
+_Static_assert(sizeof(cudaGraphEdgeData) == sizeof(CUgraphEdgeData), "the runtime's edge data are the driver's");
+
+RT_SZ(cudaStreamGetCaptureInfo,
+      (cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
+       const cudaGraphNode_t **dependencies, const cudaGraphEdgeData **edgeData, size_t *numDependencies),
+      (stream, status, id, graph, dependencies, edgeData, numDependencies))
+{
+    RT_CALL(rt.cuStreamGetCaptureInfo[pt](stream, (CUstreamCaptureStatus *)status, (cuuint64_t *)id, graph, dependencies,
+                                          (const CUgraphEdgeData **)edgeData, numDependencies));
+}
+
+RT(cudaThreadExchangeStreamCaptureMode, (enum cudaStreamCaptureMode * mode), (mode))
+{
+    RT_CALL(rt.cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
+}
+
+RT(cudaGraphCreate, (cudaGraph_t * pGraph, unsigned int flags), (pGraph, flags))
+{
+    RT_CALL(rt.cuGraphCreate(pGraph, flags));
+}
+
+RT(cudaGraphDestroy, (cudaGraph_t graph), (graph))
+{
+    RT_CALL(rt.cuGraphDestroy(graph));
+}
+
+RT(cudaGraphGetNodes, (cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *numNodes), (graph, nodes, numNodes))
+{
+    RT_CALL(rt.cuGraphGetNodes(graph, nodes, numNodes));
+}
+
+RT(cudaGraphInstantiate, (cudaGraphExec_t * pGraphExec, cudaGraph_t graph, unsigned long long flags), (pGraphExec, graph, flags))
+{
+    RT_CALL(rt.cuGraphInstantiateWithFlags(pGraphExec, graph, flags));
+}
+
+RT(cudaGraphInstantiateWithFlags, (cudaGraphExec_t * pGraphExec, cudaGraph_t graph, unsigned long long flags),
+   (pGraphExec, graph, flags))
+{
+    RT_CALL(rt.cuGraphInstantiateWithFlags(pGraphExec, graph, flags));
+}
+
+_Static_assert(sizeof(cudaGraphExecUpdateResultInfo) == sizeof(CUgraphExecUpdateResultInfo), "the runtime's result is the driver's");
+
+RT(cudaGraphExecUpdate, (cudaGraphExec_t hGraphExec, cudaGraph_t hGraph, cudaGraphExecUpdateResultInfo *resultInfo),
+   (hGraphExec, hGraph, resultInfo))
+{
+    RT_CALL(rt.cuGraphExecUpdate(hGraphExec, hGraph, (CUgraphExecUpdateResultInfo *)resultInfo));
+}
+
+RT(cudaGraphExecDestroy, (cudaGraphExec_t graphExec), (graphExec))
+{
+    RT_CALL(rt.cuGraphExecDestroy(graphExec));
+}
+
+RT_SZ(cudaGraphLaunch, (cudaGraphExec_t graphExec, cudaStream_t stream), (graphExec, stream))
+{
+    RT_CALL(rt.cuGraphLaunch[pt](graphExec, stream));
+}
