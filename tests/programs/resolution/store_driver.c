@@ -28,4 +28,4 @@ __attribute__((visibility("hidden"))) void *store_entry(const char *name)
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) FORWARD(symbol)
 #include "shim/driver.def"
-#undef DRIVER
+FORWARD(cuCtxSetCurrent)
