@@ -335,6 +335,14 @@ def test_libcuda_in_a_namespace_of_its_own(look) -> None:
     assert out["sym=cuMemAlloc_v2"] == out["gpa2=cuMemAlloc,3020,0"] == hook("cuMemAlloc_v2")
 
 
+@pytest.mark.parametrize("style", ["sysv", "gnu", "both"])
+def test_either_hash_section(look, driver_at, style: str) -> None:
+    """The real entries are found in libraries with either kind of symbol hash."""
+    env = {"LD_LIBRARY_PATH": str(driver_at("future_driver.c", f"-Wl,--hash-style={style}"))}
+    out = look(f"open={DRIVER}", "sym=cuGetProcAddress_v2", "gpa2=cuMemAlloc,3020,0", env=env)
+    assert out["gpa2=cuMemAlloc,3020,0"] == hook("cuMemAlloc_v2")
+
+
 def test_an_older_glibc_finds_objects_by_their_headers(look) -> None:
     """Before glibc 2.35 there is no _dl_find_object; the test build can go the older way."""
     words = [f"open-global={DRIVER}", "sym=cuMemAlloc_v2", "sym=cuMemAlloc", "default=cuMemAlloc_v2", "fetch=dlsym"]
