@@ -50,7 +50,7 @@ struct spill_hook {
     void *function;
 };
 
-/* Rows in the order of hooks.def; SPILL_HOOK_COUNT of them. */
+/* Rows in the order of hooks.def; spill_hook_rows of them. */
 extern const struct spill_hook spill_hooks[];
 extern const unsigned spill_hook_rows;
 
