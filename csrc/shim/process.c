@@ -116,9 +116,11 @@ CUresult spill_answer_oom(void)
  * not called any more. */
 __attribute__((destructor)) static void at_exit(void)
 {
-    const struct spill_config *c = spill_config();
     bool mine = started && owner == getpid();
-    if (!c->disable && (mine || (!started && c->observe[0])))
+    /* A program that never used CUDA must not even pay for reading the environment table. */
+    if (!mine && (started || !getenv("SPILLSHIM_OBSERVE")))
+        return;
+    if (!spill_config()->disable)
         spill_stats_report(mine);
     if (mine)
         spill_budget_leave(false);

@@ -3,9 +3,12 @@
  * driver gives them and when it gets them back, nowhere else. */
 #include "tiering/tiering.h"
 
+#include <pthread.h>
+
 #include "shim/log.h"
 
-static struct spill_probe_result probed;
+static struct spill_probe_result probed; /* `backend` is written last: readers test it without the lock */
+static pthread_mutex_t probing = PTHREAD_MUTEX_INITIALIZER;
 
 const char *spill_backend_name(enum spill_backend backend)
 {
@@ -15,17 +18,25 @@ const char *spill_backend_name(enum spill_backend backend)
 
 const struct spill_probe_result *spill_backend(int device)
 {
+    if (__atomic_load_n(&probed.backend, __ATOMIC_ACQUIRE) != SPILL_BACKEND_UNPROBED)
+        return &probed;
+    pthread_mutex_lock(&probing);
     if (probed.backend == SPILL_BACKEND_UNPROBED) {
-        spill_settings()->probe(device, &probed);
+        struct spill_probe_result found = { SPILL_BACKEND_NONE, 0, false };
+        spill_settings()->probe(device, &found);
+        probed.numa = found.numa;
+        probed.mixed_copy = found.mixed_copy;
+        __atomic_store_n(&probed.backend, found.backend, __ATOMIC_RELEASE);
         spill_log(SPILL_LOG_INFO, "RAM reaches the GPU by backend=%s numa=%d mixed_copy=%d",
-                  spill_backend_name(probed.backend), probed.numa, probed.mixed_copy);
+                  spill_backend_name(found.backend), found.numa, found.mixed_copy);
     }
+    pthread_mutex_unlock(&probing);
     return &probed;
 }
 
 enum spill_backend spill_backend_known(void)
 {
-    return probed.backend;
+    return __atomic_load_n(&probed.backend, __ATOMIC_ACQUIRE);
 }
 
 CUmemLocation spill_host_location(void)

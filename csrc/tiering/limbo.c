@@ -12,7 +12,7 @@
 
 struct entry {
     struct spill_region *region;
-    CUevent event; /* NULL: freed during a capture; released once the context is idle */
+    CUevent event; /* NULL: freed during a capture, nothing could be recorded then */
     struct entry *next;
 };
 
@@ -76,14 +76,32 @@ void spill_limbo_defer(struct spill_region *region)
                   (unsigned long long)region->size);
 }
 
-static bool finished(const struct entry *e)
+/* Proof that all work of the current context is done that was queued until now: an event over the whole context, so that
+ * the engine lock is not held over a wait. Drivers before 12.5 have none: there the context is waited for. */
+static CUresult ask_context(struct entry *e)
+{
+    const struct spill_driver *d = spill_driver();
+    if (!d->cuCtxRecordEvent)
+        return d->cuCtxSynchronize();
+    CUresult r = d->cuEventCreate(&e->event, CU_EVENT_DISABLE_TIMING);
+    if (r != CUDA_SUCCESS)
+        return r;
+    r = d->cuCtxRecordEvent(e->region->ctx, e->event);
+    if (r == CUDA_SUCCESS)
+        return d->cuEventQuery(e->event);
+    d->cuEventDestroy_v2(e->event);
+    e->event = NULL;
+    return r;
+}
+
+static bool finished(struct entry *e)
 {
     const struct spill_driver *d = spill_driver();
     CUcontext popped;
     CUresult r;
     if (d->cuCtxPushCurrent_v2(e->region->ctx) != CUDA_SUCCESS)
         return false;
-    r = e->event ? d->cuEventQuery(e->event) : d->cuCtxSynchronize();
+    r = e->event ? d->cuEventQuery(e->event) : ask_context(e);
     if (r == CUDA_SUCCESS && e->event)
         d->cuEventDestroy_v2(e->event);
     d->cuCtxPopCurrent_v2(&popped);
