@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The settings of the simulated GPU as one struct, read from the environment once. Used by the driver and by NVML.
+ * Rules: no other file calls getenv for SIMGPU_*.
+ */
+#ifndef SIM_CONFIG_H
+#define SIM_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { SIM_HOST_VMM_NUMA, SIM_HOST_VMM_HOST, SIM_HOST_VMM_NONE, SIM_HOST_VMM_CRASH };
+enum { SIM_MIXED_REFUSE, SIM_MIXED_ALLOW };
+enum { SIM_UNKNOWN_NOOP, SIM_UNKNOWN_PROBE, SIM_UNKNOWN_FAIL };
+
+struct sim_config {
+#define SIM_SIZE(field, var, def, doc) uint64_t field;
+#define SIM_COUNT(field, var, def, lo, hi, doc) int field;
+#define SIM_CHOICE(field, var, def, words, doc) int field;
+#define SIM_TEXT(field, var, def, doc) const char *field;
+#include "config.def"
+#undef SIM_SIZE
+#undef SIM_COUNT
+#undef SIM_CHOICE
+#undef SIM_TEXT
+    bool bad; /* a value was malformed; said on stderr; cuInit and nvmlInit fail */
+};
+
+/* The settings; parsed at the first call. Never NULL. */
+const struct sim_config *sim_config(void);
+
+/* One line on stderr, "simgpu: ...", as a single write(2). */
+void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The copy engine: boxes of bytes between any two places. Called by copy_entries.c, graph.c and array.c.
+ * Rules: operands are checked whole (from first to last byte) against the memory map; the bytes are moved on the
+ * stream, guarded; the simulated time is bytes by the slower of the two places' rates.
+ */
+#include "copy.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t sim_cost_ns(bool over_link, uint64_t bytes)
+{
+    const struct sim_config *c = sim_config();
+    return (uint64_t)((double)bytes * 1e9 / (double)(over_link ? c->link : c->hbm));
+}
+
+struct sim_job *sim_job_new(unsigned boxes)
+{
+    struct sim_job *j = calloc(1, sizeof *j + boxes * sizeof j->boxes[0]);
+    if (j)
+        j->count = boxes;
+    return j;
+}
+
+/* Bytes from the first to behind the last one that a side touches; 0 on overflow. */
+static uint64_t extent(const struct sim_box *b, const struct sim_side *s)
+{
+    uint64_t layers, rows, n;
+    if (__builtin_mul_overflow(b->depth - 1, s->slice, &layers) || __builtin_mul_overflow(b->height - 1, s->pitch, &rows) ||
+        __builtin_add_overflow(layers, rows, &n) || __builtin_add_overflow(n, b->width, &n))
+        return 0;
+    return n;
+}
+
+static CUresult check_side(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, struct sim_span *span)
+{
+    uint64_t n = extent(b, s);
+    if (!n)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = sim_span(ctx, s->p, n, span);
+    if (!r && s->must == SIM_DEVICE_SIDE && !span->known)
+        r = CUDA_ERROR_INVALID_VALUE;
+    return r;
+}
+
+CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad)
+{
+    CUresult r = CUDA_SUCCESS;
+    job->device_only = true;
+    sim_take();
+    for (unsigned i = 0; i < job->count && !r; i++) {
+        struct sim_box *b = &job->boxes[i];
+        struct sim_span dst, src;
+        if (!b->width || !b->height || !b->depth)
+            continue;
+        r = check_side(ctx, b, &b->dst, &dst);
+        if (!r)
+            r = check_side(ctx, b, &b->src, &src);
+        if (r) {
+            if (bad)
+                *bad = i;
+            break;
+        }
+        bool vram_only = dst.known && src.known && !dst.ram && !src.ram;
+        uint64_t bytes = b->width * b->height * b->depth;
+        job->pageable |= !dst.known || !src.known;
+        job->device_only &= vram_only;
+        /* Inside VRAM every byte is read and written by the same memory. */
+        job->cost_ns += sim_cost_ns(!vram_only, vram_only ? 2 * bytes : bytes);
+    }
+    sim_give();
+    return r;
+}
+
+static void move(void *arg)
+{
+    const struct sim_job *j = arg;
+    for (unsigned i = 0; i < j->count; i++) {
+        const struct sim_box *b = &j->boxes[i];
+        bool packed = b->height <= 1 || (b->dst.pitch == b->width && b->src.pitch == b->width);
+        for (uint64_t z = 0; z < b->depth; z++) {
+            char *d = (char *)(uintptr_t)(b->dst.p + z * b->dst.slice);
+            const char *s = (const char *)(uintptr_t)(b->src.p + z * b->src.slice);
+            if (packed) {
+                memmove(d, s, b->width * b->height);
+                continue;
+            }
+            for (uint64_t y = 0; y < b->height; y++)
+                memmove(d + y * b->dst.pitch, s + y * b->src.pitch, b->width);
+        }
+    }
+}
+
+static CUresult run_job(void *arg)
+{
+    const struct sim_job *j = arg;
+    sim_charge_ns(j->cost_ns);
+    return sim_guarded(move, arg);
+}
+
+struct sim_op sim_job_op(struct sim_job *job)
+{
+    return (struct sim_op){run_job, free, job, CU_GRAPH_NODE_TYPE_MEMCPY};
+}
+
+CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait)
+{
+    /* Pageable memory is the caller's again when the call returns (cuda.h: such copies may be synchronous). */
+    bool block = wait || job->pageable;
+    struct sim_op op = sim_job_op(job);
+    return block ? sim_enqueue_wait(stream, pt, op) : sim_enqueue(stream, pt, op);
+}
+
+CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarray array, uint64_t x, uint64_t y, uint64_t z,
+                     uint64_t pitch, uint64_t height, const struct sim_box *b, struct sim_side *out)
+{
+    if (type == CU_MEMORYTYPE_ARRAY) {
+        sim_take();
+        struct CUarray_st *a = sim_array(array);
+        bool fits = a && x + b->width <= a->pitch && y + b->height <= (a->desc.Height ? a->desc.Height : 1) &&
+                    z + b->depth <= (a->desc.Depth ? a->desc.Depth : 1);
+        if (fits)
+            *out = (struct sim_side){a->base + x + y * a->pitch + z * a->slice, a->pitch, a->slice, SIM_DEVICE_SIDE};
+        sim_give();
+        return !a ? CUDA_ERROR_INVALID_HANDLE : fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    }
+    if (type != CU_MEMORYTYPE_HOST && type != CU_MEMORYTYPE_DEVICE && type != CU_MEMORYTYPE_UNIFIED)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!pitch && b->height <= 1 && b->depth <= 1 && !y && !z)
+        pitch = x + b->width;
+    if (!height && (b->depth <= 1 && !z))
+        height = y + b->height;
+    if (pitch < x + b->width || height < y + b->height)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t slice, rows, layers, p = type == CU_MEMORYTYPE_HOST ? host : device;
+    if (__builtin_mul_overflow(pitch, height, &slice) || __builtin_mul_overflow(pitch, y, &rows) ||
+        __builtin_mul_overflow(slice, z, &layers) || __builtin_add_overflow(p, x, &p) ||
+        __builtin_add_overflow(p, rows, &p) || __builtin_add_overflow(p, layers, &p))
+        return CUDA_ERROR_INVALID_VALUE;
+    *out = (struct sim_side){p, pitch, slice, type == CU_MEMORYTYPE_DEVICE ? SIM_DEVICE_SIDE : SIM_ANY};
+    return CUDA_SUCCESS;
+}

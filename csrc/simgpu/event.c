@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Events: record, query, wait, elapsed simulated time. Called by applications.
+ * Rules: an event holds the task it was recorded as, so it outlives its stream; one recorded in a capturing stream
+ * marks graph nodes instead and cannot be asked or waited for by the host.
+ */
+#include "graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct CUevent_st {
+    CUcontext ctx;
+    unsigned flags;
+    struct sim_task *task; /* NULL: never recorded */
+    uint64_t capture;      /* id of the capture it was recorded in, 0: none */
+    CUgraphNode *nodes;
+    unsigned count;
+};
+
+static CUevent event_of(CUevent handle)
+{
+    return sim_object(SIM_EVENT, (uint64_t)(uintptr_t)handle);
+}
+
+SIM_API CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+    if (!phEvent || Flags & ~known || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING)))
+        return CUDA_ERROR_INVALID_VALUE;
+    CUevent e = calloc(1, sizeof *e);
+    if (!e)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    e->ctx = ctx;
+    e->flags = Flags;
+    sim_take();
+    bool ok = sim_object_add(SIM_EVENT, (uint64_t)(uintptr_t)e, e);
+    sim_give();
+    if (!ok) {
+        free(e);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *phEvent = e;
+    return CUDA_SUCCESS;
+}
+
+static CUresult destroy(CUevent handle)
+{
+    sim_take();
+    CUevent e = event_of(handle);
+    if (e)
+        sim_object_drop(SIM_EVENT, (uint64_t)(uintptr_t)e);
+    sim_give();
+    if (!e)
+        return CUDA_ERROR_INVALID_HANDLE;
+    sim_task_drop(e->task);
+    free(e->nodes);
+    free(e);
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuEventDestroy_v2(CUevent hEvent)
+{
+    SIM_ENTRY();
+    return destroy(hEvent);
+}
+
+SIM_API CUresult cuEventDestroy(CUevent hEvent)
+{
+    SIM_ENTRY();
+    return destroy(hEvent);
+}
+
+/* [locked] Remember what a capturing stream has reached. */
+static CUresult record_captured(CUevent e, CUstream s)
+{
+    if (s->capture->invalid)
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    CUgraphNode *nodes = malloc((s->tip_count + 1) * sizeof *nodes);
+    if (!nodes)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    if (s->tip_count)
+        memcpy(nodes, s->tips, s->tip_count * sizeof *nodes);
+    free(e->nodes);
+    e->nodes = nodes;
+    e->count = s->tip_count;
+    e->capture = s->capture->id;
+    return CUDA_SUCCESS;
+}
+
+static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (flags == CU_EVENT_RECORD_EXTERNAL)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    struct sim_task *fresh = NULL;
+    sim_take();
+    CUevent e = event_of(handle);
+    r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
+    if (!r && e->ctx != s->ctx)
+        r = CUDA_ERROR_INVALID_HANDLE;
+    if (!r && s->capture) {
+        r = record_captured(e, s);
+    } else if (!r) {
+        if (s->legacy)
+            sim_capture_implicit(s->ctx, &r);
+        if (!r)
+            r = sim_submit(s, NULL, NULL, 0, &fresh);
+        if (!r) {
+            struct sim_task *old = e->task;
+            e->task = fresh;
+            e->capture = 0;
+            fresh = old;
+        }
+    }
+    sim_give();
+    sim_task_drop(fresh);
+    return r;
+}
+
+SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
+{
+    SIM_ENTRY();
+    struct sim_task *fresh = NULL;
+    sim_take();
+    CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
+    CUevent e = event_of(hEvent);
+    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e || e->ctx != c ? CUDA_ERROR_INVALID_HANDLE : sim_capture_sync(c);
+    if (!r) {
+        /* On a stream of its own, so that nothing submitted later waits for it. */
+        CUstream s = sim_stream_new(c, CU_STREAM_NON_BLOCKING, 0);
+        r = s ? sim_submit_fence(c, s, &fresh) : CUDA_ERROR_OUT_OF_MEMORY;
+        if (s)
+            sim_stream_close(s);
+    }
+    if (!r) {
+        struct sim_task *old = e->task;
+        e->task = fresh;
+        e->capture = 0;
+        fresh = old;
+    }
+    sim_give();
+    sim_task_drop(fresh);
+    return r;
+}
+
+SIM_API CUresult cuCtxWaitEvent(CUcontext hCtx, CUevent hEvent)
+{
+    SIM_ENTRY();
+    sim_take();
+    CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
+    CUevent e = event_of(hEvent);
+    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e ? CUDA_ERROR_INVALID_HANDLE : sim_capture_sync(c);
+    if (!r && e->task)
+        for (CUstream s = c->streams; s && !r; s = s->next)
+            r = sim_submit(s, NULL, &e->task, 1, NULL);
+    sim_give();
+    return r;
+}
+
+/* [locked] Its task as a reference (NULL: nothing to wait for), or why the host may not ask. */
+static CUresult task_of(CUevent handle, struct sim_task **out)
+{
+    CUevent e = event_of(handle);
+    *out = NULL;
+    if (!e)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (e->capture) {
+        struct sim_capture *c = sim_capture_by_id(e->capture);
+        if (c)
+            c->invalid = true;
+        return CUDA_ERROR_CAPTURED_EVENT;
+    }
+    if (e->task) {
+        *out = e->task;
+        atomic_fetch_add(&e->task->refs, 1);
+    }
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuEventQuery(CUevent hEvent)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    struct sim_task *t = NULL;
+    sim_take();
+    CUresult r = task_of(hEvent, &t);
+    sim_give();
+    if (!r && t && !atomic_load(&t->done))
+        r = CUDA_ERROR_NOT_READY;
+    sim_task_drop(t);
+    if (!r && sim_current(&ctx) && sim_current(&ctx) != CUDA_ERROR_INVALID_CONTEXT)
+        r = sim_current(&ctx);
+    return r;
+}
+
+SIM_API CUresult cuEventSynchronize(CUevent hEvent)
+{
+    SIM_ENTRY();
+    struct sim_task *t = NULL;
+    sim_take();
+    CUresult r = task_of(hEvent, &t);
+    CUevent e = event_of(hEvent);
+    CUcontext ctx = e ? e->ctx : NULL;
+    sim_give();
+    if (r)
+        return r;
+    if (t) {
+        sim_task_wait(t);
+        sim_task_drop(t);
+        sim_pools_sync(ctx->device);
+    }
+    return (CUresult)atomic_load(&ctx->sticky);
+}
+
+static CUresult elapsed(float *ms, CUevent start, CUevent end)
+{
+    if (!ms)
+        return CUDA_ERROR_INVALID_VALUE;
+    struct sim_task *a = NULL, *b = NULL;
+    sim_take();
+    CUevent ea = event_of(start), eb = event_of(end);
+    CUresult r = !ea || !eb ? CUDA_ERROR_INVALID_HANDLE : CUDA_SUCCESS;
+    if (!r && ((ea->flags | eb->flags) & CU_EVENT_DISABLE_TIMING))
+        r = CUDA_ERROR_INVALID_HANDLE;
+    if (!r)
+        r = task_of(start, &a);
+    if (!r)
+        r = task_of(end, &b);
+    sim_give();
+    if (!r && (!a || !b))
+        r = CUDA_ERROR_INVALID_HANDLE;
+    if (!r && (!atomic_load(&a->done) || !atomic_load(&b->done)))
+        r = CUDA_ERROR_NOT_READY;
+    if (!r)
+        *ms = (float)((double)(int64_t)(b->end_ns - a->end_ns) / 1e6);
+    sim_task_drop(a);
+    sim_task_drop(b);
+    return r;
+}
+
+SIM_API CUresult cuEventElapsedTime(float *pMilliseconds, CUevent hStart, CUevent hEnd)
+{
+    SIM_ENTRY();
+    return elapsed(pMilliseconds, hStart, hEnd);
+}
+
+SIM_API CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd)
+{
+    SIM_ENTRY();
+    return elapsed(pMilliseconds, hStart, hEnd);
+}
+
+/* [locked] A wait that touches a capture on either side. */
+static CUresult wait_captured(CUstream s, CUevent e)
+{
+    struct sim_capture *from = e->capture ? sim_capture_by_id(e->capture) : NULL;
+    struct sim_capture *to = s->capture;
+    if (to && to->invalid)
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    if (!from) { /* the stream captures, the event is of earlier work */
+        if (!e->task && !e->capture)
+            return CUDA_SUCCESS;
+        to->invalid = true;
+        return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+    }
+    if (to && to != from) {
+        to->invalid = from->invalid = true;
+        return CUDA_ERROR_STREAM_CAPTURE_MERGE;
+    }
+    if (s->legacy) {
+        from->invalid = true;
+        return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    }
+    if (!to && s->ctx != from->origin->ctx)
+        return CUDA_ERROR_NOT_SUPPORTED; /* captures over several contexts: not simulated */
+    if (!(to ? sim_tips_add : sim_tips_set)(s, e->nodes, e->count))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    s->capture = from;
+    return CUDA_SUCCESS;
+}
+
+static CUresult wait(CUstream stream, bool pt, CUevent handle, unsigned flags)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (flags == CU_EVENT_WAIT_EXTERNAL)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_take();
+    CUevent e = event_of(handle);
+    r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
+    if (!r && (s->capture || (e->capture && sim_capture_by_id(e->capture)))) {
+        r = wait_captured(s, e);
+    } else if (!r && e->task && !e->capture) {
+        if (s->legacy)
+            sim_capture_implicit(s->ctx, &r);
+        if (!r)
+            r = sim_submit(s, NULL, &e->task, 1, NULL);
+    }
+    sim_give();
+    return r;
+}
+
+#define EVENT_ENTRIES(suffix, pt) \
+    SIM_API CUresult cuEventRecord##suffix(CUevent e, CUstream s) { SIM_ENTRY(); return record(e, s, pt, 0); } \
+    SIM_API CUresult cuEventRecordWithFlags##suffix(CUevent e, CUstream s, unsigned int flags) \
+    { SIM_ENTRY(); return record(e, s, pt, flags); } \
+    SIM_API CUresult cuStreamWaitEvent##suffix(CUstream s, CUevent e, unsigned int flags) \
+    { SIM_ENTRY(); return wait(s, pt, e, flags); }
+EVENT_ENTRIES(, false)
+EVENT_ENTRIES(_ptsz, true)

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a simulated device calls itself: the same in the driver and in NVML. Included by device.c and nvml.c.
+ * Rules: deterministic, and never to be mistaken for a product.
+ */
+#ifndef SIM_IDENTITY_H
+#define SIM_IDENTITY_H
+
+#include <stdio.h>
+#include <string.h>
+
+#define SIM_DEVICE_NAME "simgpu (simulated GPU)"
+#define SIM_BUS(device) (1 + (device)) /* PCI bus number; domain, device and function are 0 */
+
+/* 16 bytes: "simgpu" and the ordinal. */
+static inline void sim_uuid(int device, char out[16])
+{
+    memset(out, 0, 16);
+    memcpy(out, "simgpu", 6);
+    out[15] = (char)device;
+}
+
+static inline void sim_pci_bus_id(int device, char *out, size_t size)
+{
+    snprintf(out, size, "0000:%02X:00.0", SIM_BUS(device));
+}
+
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every memset entry, each in the legacy and the per-thread default-stream form. Called by applications and graph.c.
+ * Rules: as for copies; a synchronous memset of VRAM only queues the work, one of host memory waits (CUDA
+ * documentation, API synchronisation behaviour).
+ */
+#include "copy.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct fill {
+    uint64_t p, pitch, width, height; /* bytes; rows */
+    unsigned value, element;
+    uint64_t cost_ns;
+};
+
+static void fill(void *arg)
+{
+    const struct fill *f = arg;
+    for (uint64_t y = 0; y < f->height; y++) {
+        char *row = (char *)(uintptr_t)(f->p + y * f->pitch);
+        uint8_t low = (uint8_t)f->value;
+        bool bytes = f->element == 1 || f->value == low * (f->element == 2 ? 0x0101u : 0x01010101u);
+        if (bytes)
+            memset(row, low, f->width);
+        else if (f->element == 2)
+            for (uint64_t i = 0; i < f->width / 2; i++)
+                ((uint16_t *)(void *)row)[i] = (uint16_t)f->value;
+        else
+            for (uint64_t i = 0; i < f->width / 4; i++)
+                ((uint32_t *)(void *)row)[i] = f->value;
+    }
+}
+
+static CUresult run_fill(void *arg)
+{
+    sim_charge_ns(((const struct fill *)arg)->cost_ns);
+    return sim_guarded(fill, arg);
+}
+
+/* Check and build; *wait: host memory takes part. */
+static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned element, uint64_t width,
+                     uint64_t height, struct sim_op *out, bool *wait)
+{
+    uint64_t bytes, rows, extent;
+    if ((element != 1 && element != 2 && element != 4) || dst % element || (height > 1 && pitch % element) ||
+        __builtin_mul_overflow(width, (uint64_t)element, &bytes) || (height > 1 && pitch < bytes) ||
+        __builtin_mul_overflow(height - 1, pitch, &rows) || __builtin_add_overflow(rows, bytes, &extent))
+        return CUDA_ERROR_INVALID_VALUE;
+    struct sim_span span;
+    sim_take();
+    CUresult r = sim_span(ctx, dst, extent, &span);
+    sim_give();
+    if (r || !span.known)
+        return CUDA_ERROR_INVALID_VALUE;
+    struct fill *f = malloc(sizeof *f);
+    if (!f)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span.ram, bytes * height)};
+    if (element == 1)
+        f->value &= 0xff;
+    *wait = span.ram;
+    *out = (struct sim_op){run_fill, free, f, CU_GRAPH_NODE_TYPE_MEMSET};
+    return CUDA_SUCCESS;
+}
+
+static CUresult set(CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned element, uint64_t width, uint64_t height,
+                    CUstream s, bool pt, bool synchronous)
+{
+    CUcontext ctx;
+    struct sim_op op;
+    bool wait = false;
+    CUresult r = sim_current(&ctx);
+    if (r || !width || !height)
+        return r;
+    r = make(ctx, dst, pitch, value, element, width, height, &op, &wait);
+    if (r)
+        return r;
+    return synchronous && wait ? sim_enqueue_wait(s, pt, op) : sim_enqueue(s, pt, op);
+}
+
+CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext handle, struct sim_op *out)
+{
+    sim_take();
+    CUcontext ctx = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)handle);
+    sim_give();
+    bool wait;
+    if (!ctx)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (!p->width || !p->height)
+        return CUDA_ERROR_INVALID_VALUE;
+    return make(ctx, p->dst, p->pitch, p->value, p->elementSize, p->width, p->height, out, &wait);
+}
+
+#define SET_ENTRIES(D, Z, pt, bits, type, size) \
+    SIM_API CUresult cuMemsetD##bits##_v2##D(CUdeviceptr dst, type v, size_t n) \
+    { SIM_ENTRY(); return set(dst, 0, v, size, n, 1, NULL, pt, true); } \
+    SIM_API CUresult cuMemsetD##bits##Async##Z(CUdeviceptr dst, type v, size_t n, CUstream s) \
+    { SIM_ENTRY(); return set(dst, 0, v, size, n, 1, s, pt, false); } \
+    SIM_API CUresult cuMemsetD2D##bits##_v2##D(CUdeviceptr dst, size_t pitch, type v, size_t width, size_t height) \
+    { SIM_ENTRY(); return set(dst, pitch, v, size, width, height, NULL, pt, true); } \
+    SIM_API CUresult cuMemsetD2D##bits##Async##Z(CUdeviceptr dst, size_t pitch, type v, size_t width, size_t height, CUstream s) \
+    { SIM_ENTRY(); return set(dst, pitch, v, size, width, height, s, pt, false); }
+SET_ENTRIES(, , false, 8, unsigned char, 1)
+SET_ENTRIES(, , false, 16, unsigned short, 2)
+SET_ENTRIES(, , false, 32, unsigned int, 4)
+SET_ENTRIES(_ptds, _ptsz, true, 8, unsigned char, 1)
+SET_ENTRIES(_ptds, _ptsz, true, 16, unsigned short, 2)
+SET_ENTRIES(_ptds, _ptsz, true, 32, unsigned int, 4)

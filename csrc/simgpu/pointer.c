@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Questions about pointers, and sharing them between processes. Called by applications, communication libraries and
+ * the shim. Rules: the answers for VMM memory differ from those for cuMemAlloc as real drivers' do: no context, the
+ * range is the reservation, the mapping is one handle, host-located memory says it is host memory.
+ */
+#define _GNU_SOURCE
+#include "state.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* [locked] Write one attribute of a known pointer. `res` only: inside a reservation, but nothing is mapped there. */
+static CUresult answer(CUpointer_attribute a, CUdeviceptr p, const struct sim_map *m, const struct sim_reservation *res, void *data)
+{
+    bool vmm = !m || m->kind == SIM_MAP_VMM;
+    bool plain = m && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_POOLED);
+    if (m && m->reservation)
+        res = m->reservation;
+    if (!m && a != CU_POINTER_ATTRIBUTE_MAPPED && a != CU_POINTER_ATTRIBUTE_RANGE_START_ADDR && a != CU_POINTER_ATTRIBUTE_RANGE_SIZE)
+        return CUDA_ERROR_INVALID_VALUE;
+    switch (a) {
+    case CU_POINTER_ATTRIBUTE_CONTEXT:
+        *(CUcontext *)data = vmm ? NULL : m->ctx;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+        *(unsigned *)data = m->in_ram ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+        *(CUdeviceptr *)data = p;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+        if (!(m->kind == SIM_MAP_MANAGED || m->kind == SIM_MAP_HOST || m->kind == SIM_MAP_REGISTERED || m->host_access))
+            return CUDA_ERROR_INVALID_VALUE;
+        *(void **)data = (void *)(uintptr_t)p;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
+        if (m->kind != SIM_MAP_DEVICE)
+            return CUDA_ERROR_INVALID_VALUE;
+        *(CUDA_POINTER_ATTRIBUTE_P2P_TOKENS *)data = (CUDA_POINTER_ATTRIBUTE_P2P_TOKENS){m->id, 1};
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
+        *(unsigned *)data = m->sync_memops;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+        *(unsigned long long *)data = m->id;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+        *(unsigned *)data = m->kind == SIM_MAP_MANAGED;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+        *(int *)data = vmm && m->in_ram ? -1 : m->device;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+        *(unsigned *)data = m->kind == SIM_MAP_DEVICE;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+        *(CUdeviceptr *)data = vmm ? res->base : m->base;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+        *(size_t *)data = vmm ? res->size : m->size;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MAPPED:
+        *(unsigned *)data = m != NULL;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
+        *(unsigned long long *)data = m->handle && sim_handle_exportable(m->handle) ? CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR : 0;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+        *(unsigned *)data = plain || (m->handle && sim_handle_rdma(m->handle));
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+        *(unsigned *)data = !vmm || m->devices ? (m->read_only ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE)
+                                               : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
+        *(CUmemoryPool *)data = m->pool;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
+        *(size_t *)data = m->size;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
+        *(CUdeviceptr *)data = m->base;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
+        *(unsigned long long *)data = m->handle ? sim_handle_id(m->handle) : m->id;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
+        *(unsigned *)data = 0;
+        return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_LOCALITY_DOMAIN_ORDINAL:
+        *(int *)data = -1;
+        return CUDA_SUCCESS;
+    default:
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
+/* Bytes of an attribute's value, for the zeroes of cuPointerGetAttributes. */
+static size_t width(CUpointer_attribute a)
+{
+    switch (a) {
+    case CU_POINTER_ATTRIBUTE_P2P_TOKENS: return sizeof(CUDA_POINTER_ATTRIBUTE_P2P_TOKENS);
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: case CU_POINTER_ATTRIBUTE_MAPPED:
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE: case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+    case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: case CU_POINTER_ATTRIBUTE_LOCALITY_DOMAIN_ORDINAL:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+SIM_API CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr ptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!data)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_take();
+    struct sim_map *m = sim_map_find(ptr);
+    struct sim_reservation *res = m ? NULL : sim_reservation_find(ptr);
+    r = m || res ? answer(attribute, ptr, m, res, data) : CUDA_ERROR_INVALID_VALUE;
+    sim_give();
+    return r;
+}
+
+/* Unlike the singular form, an unknown pointer is not an error: every value is zero (cuda.h, cuPointerGetAttributes). */
+SIM_API CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data, CUdeviceptr ptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!numAttributes || !attributes || !data)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < numAttributes; i++)
+        if (!data[i] || (int)attributes[i] < CU_POINTER_ATTRIBUTE_CONTEXT || attributes[i] > CU_POINTER_ATTRIBUTE_LOCALITY_DOMAIN_ORDINAL)
+            return CUDA_ERROR_INVALID_VALUE;
+    sim_take();
+    struct sim_map *m = sim_map_find(ptr);
+    struct sim_reservation *res = m ? NULL : sim_reservation_find(ptr);
+    for (unsigned i = 0; i < numAttributes; i++) {
+        memset(data[i], 0, width(attributes[i]));
+        if (attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
+            *(int *)data[i] = -2;
+        if (m || res)
+            answer(attributes[i], ptr, m, res, data[i]);
+    }
+    sim_give();
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_map *m = value && attribute == CU_POINTER_ATTRIBUTE_SYNC_MEMOPS ? sim_map_find(ptr) : NULL;
+    bool ok = m && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_POOLED || m->kind == SIM_MAP_MANAGED);
+    if (ok)
+        m->sync_memops = *(const unsigned *)value != 0;
+    sim_give();
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM_API CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_map *m = sim_map_find(dptr);
+    bool ok = m && m->kind != SIM_MAP_REGISTERED;
+    if (ok && pbase)
+        *pbase = m->base;
+    if (ok && psize)
+        *psize = m->size;
+    sim_give();
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+
+/* dma-buf descriptors need a kernel driver. */
+SIM_API CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, size_t size, CUmemRangeHandleType handleType, unsigned long long flags)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    (void)flags;
+    if (!handle || !dptr || !size || handleType != CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD)
+        return CUDA_ERROR_INVALID_VALUE;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+/* ---- legacy IPC: the allocation's pages become a shared file on first export */
+
+struct ipc {
+    uint32_t magic;
+    int32_t pid, fd, device;
+    uint64_t size;
+};
+#define IPC_MAGIC 0x43504953u
+
+static bool all_zero(const char *p, size_t n)
+{
+    return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0;
+}
+
+/* Move private pages into a shared file at the same address. The context is idle; nobody else has the map. */
+static bool share(struct sim_map *m)
+{
+    const size_t page = 4096;
+    int fd = memfd_create("simgpu-ipc", MFD_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool ok = ftruncate(fd, (off_t)m->real_size) == 0;
+    for (uint64_t at = 0; ok && at < m->real_size; at += page) {
+        const char *p = (const char *)(uintptr_t)(m->base + at);
+        if (!all_zero(p, page)) /* holes stay holes */
+            ok = pwrite(fd, p, page, (off_t)at) == (ssize_t)page;
+    }
+    if (ok)
+        ok = mmap((void *)(uintptr_t)m->base, m->real_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) != MAP_FAILED;
+    if (ok)
+        m->fd = fd;
+    else
+        close(fd);
+    return ok;
+}
+
+SIM_API CUresult cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!pHandle)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_drain(ctx);
+    sim_take();
+    struct sim_map *m = sim_map_find(dptr);
+    if (!m || m->kind != SIM_MAP_DEVICE)
+        r = CUDA_ERROR_INVALID_VALUE;
+    else if (m->fd < 0 && !share(m))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r) {
+        struct ipc ipc = {IPC_MAGIC, (int32_t)getpid(), m->fd, m->device, m->size};
+        memset(pHandle, 0, sizeof *pHandle);
+        memcpy(pHandle, &ipc, sizeof ipc);
+    }
+    sim_give();
+    return r;
+}
+
+static CUresult open_ipc(CUdeviceptr *out, const CUipcMemHandle *handle, unsigned flags)
+{
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    struct ipc ipc;
+    memcpy(&ipc, handle, sizeof ipc);
+    if (!out || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS || ipc.magic != IPC_MAGIC)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (ipc.pid == (int32_t)getpid())
+        return CUDA_ERROR_INVALID_CONTEXT; /* not in the process that exported it */
+    char path[64], target[64];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)ipc.pid, (int)ipc.fd);
+    ssize_t n = readlink(path, target, sizeof target - 1);
+    target[n > 0 ? n : 0] = 0;
+    int fd = strncmp(target, "/memfd:simgpu-ipc", 17) ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || (uint64_t)st.st_size < ipc.size) {
+        if (fd >= 0)
+            close(fd);
+        return CUDA_ERROR_INVALID_VALUE; /* the exporter is gone or has freed it */
+    }
+    struct sim_map *m = sim_map_new();
+    void *p = m ? mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0) : MAP_FAILED;
+    close(fd);
+    if (p == MAP_FAILED) {
+        free(m);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    m->kind = SIM_MAP_IPC;
+    m->base = (uint64_t)(uintptr_t)p;
+    m->size = ipc.size;
+    m->real_size = (uint64_t)st.st_size;
+    m->device = ctx->device;
+    m->ctx = ctx;
+    sim_take();
+    bool ok = sim_map_add(m);
+    sim_give();
+    if (!ok) {
+        munmap(p, m->real_size);
+        free(m);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *out = m->base;
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
+{
+    SIM_ENTRY();
+    return open_ipc(pdptr, &handle, Flags);
+}
+
+SIM_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
+{
+    SIM_ENTRY();
+    return open_ipc(pdptr, &handle, Flags);
+}
+
+SIM_API CUresult cuIpcCloseMemHandle(CUdeviceptr dptr)
+{
+    SIM_ENTRY();
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_map *m = sim_map_find(dptr);
+    if (m && (m->kind != SIM_MAP_IPC || m->base != dptr))
+        m = NULL;
+    if (m)
+        sim_map_remove(m);
+    sim_give();
+    if (!m)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_drain(ctx);
+    return sim_map_release(m);
+}

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The driver's own state: objects, the memory map, the task engine. Included by the driver's files except those that
+ * only load and launch code (they need no more than sim.h).
+ * Rules: one lock (sim_lock) guards all bookkeeping, and the task engine's own lock (sched.c) is taken inside it, never
+ * the other way round; neither is held while an operation runs. Functions marked [locked] want sim_lock held.
+ */
+#ifndef SIM_STATE_H
+#define SIM_STATE_H
+
+#include "config.h"
+#include "machine.h"
+#include "sim.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+extern pthread_mutex_t sim_lock;
+static inline void sim_take(void) { pthread_mutex_lock(&sim_lock); }
+static inline void sim_give(void) { pthread_mutex_unlock(&sim_lock); }
+
+#define SIM_GRAN ((uint64_t)2 << 20) /* granularity of device memory, bytes */
+static inline uint64_t sim_round(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+/* ---- live objects (object.c): a handle is valid while it is registered, so that a stale one is an error, not a crash */
+enum sim_kind {
+    SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_HANDLE,
+    SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE
+};
+bool sim_object_add(enum sim_kind kind, uint64_t key, void *object); /* [locked] false: out of memory */
+void *sim_object(enum sim_kind kind, uint64_t key);                  /* [locked] NULL: not a live object of that kind */
+void sim_object_drop(enum sim_kind kind, uint64_t key);              /* [locked] */
+void sim_object_each(enum sim_kind kind, void (*visit)(void *object, void *arg), void *arg); /* [locked] */
+uint64_t sim_unique(void); /* a number never given before in this process */
+
+/* ---- tasks (sched.c) */
+struct sim_work { /* an operation shared by tasks and graph nodes; op.drop is called when the last holder lets go */
+    atomic_int refs;
+    struct sim_op op;
+};
+struct sim_work *sim_work_new(struct sim_op op); /* takes over op; NULL (op dropped): out of memory */
+void sim_work_ref(struct sim_work *w);
+void sim_work_drop(struct sim_work *w);
+
+struct sim_task {
+    atomic_int refs;
+    atomic_bool done;
+    struct sim_work *work; /* NULL: only an order mark */
+    CUstream stream;
+    struct sim_task *next;
+    struct sim_task **needs; /* finished before this one starts */
+    unsigned needed;
+    uint64_t end_ns; /* simulated completion time, valid when done */
+};
+void sim_task_drop(struct sim_task *t);
+
+struct CUstream_st {
+    CUcontext ctx;
+    unsigned flags;
+    int priority;
+    uint64_t id;
+    bool legacy;      /* the context's legacy default stream */
+    bool per_thread;  /* a thread's default stream */
+    CUstream next;    /* of the same context */
+    struct sim_capture *capture; /* [sim_lock] not NULL while capturing */
+    CUgraphNode *tips;           /* [sim_lock] nodes that the next captured one depends on */
+    unsigned tip_count;
+    /* under the engine's lock */
+    struct sim_task *head, *tail; /* waiting */
+    struct sim_task *last;        /* newest submitted, finished or not */
+    uint64_t clock_ns;
+    bool busy, worker, closed;
+    pthread_cond_t wake;
+};
+
+CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority); /* [locked] joins ctx's list; NULL: no memory */
+void sim_stream_close(CUstream s); /* [locked] freed when its work is finished; not in the list any more */
+/* [locked] Queue work (taken over, may be NULL) on a real stream, after the tasks `after` too. *out, when asked for, is
+ * a reference. */
+CUresult sim_submit(CUstream s, struct sim_work *work, struct sim_task *const *after, unsigned count, struct sim_task **out);
+/* [locked] The same for a caller that will wait: on an idle stream *now becomes true and the caller, after letting the
+ * lock go, runs the task itself with sim_task_run. */
+CUresult sim_submit_now(CUstream s, struct sim_work *work, struct sim_task **out, bool *now);
+void sim_task_run(struct sim_task *t);
+/* [locked] A task that is finished when everything submitted to the context so far is. */
+CUresult sim_submit_fence(CUcontext ctx, CUstream s, struct sim_task **out);
+void sim_task_wait(struct sim_task *t);
+struct sim_task *sim_stream_last(CUstream s); /* a reference, or NULL when nothing was ever submitted */
+void sim_drain(CUcontext ctx);                /* wait for everything submitted to the context so far */
+/* Add simulated time to the operation that this thread runs. */
+void sim_charge_ns(uint64_t ns);
+
+/* ---- contexts (ctx.c) */
+struct CUctx_st {
+    int device;
+    bool primary, dead;
+    unsigned flags, retained, api;
+    uint64_t id;
+    atomic_int sticky; /* first CUresult of a failed operation */
+    CUstream legacy, streams;
+    size_t limits[CU_LIMIT_MAX];
+    int cache, banks;
+    unsigned peers; /* bit per device */
+};
+struct sim_thread {
+    CUcontext stack[64];
+    unsigned depth;
+    CUstreamCaptureMode capture_mode;
+    uint64_t id;
+    struct { CUcontext ctx; CUstream stream; } *own; /* per-thread default streams */
+    unsigned owned;
+};
+struct sim_thread *sim_self(void); /* NULL: out of memory */
+/* Queue an operation and wait for it (a captured one is only recorded): the synchronous copies. In capture.c. */
+CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op);
+CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out); /* [locked] */
+/* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, with captures invalidated, where a call is "potentially unsafe" now. Also in capture.c */
+CUresult sim_capture_unsafe(void);               /* [locked] cuMemAlloc and its like */
+CUresult sim_capture_sync(CUcontext ctx);        /* [locked] what waits for a whole context */
+CUresult sim_capture_stream_sync(CUstream s);    /* [locked] what waits for or asks a stream */
+void sim_capture_implicit(CUcontext ctx, CUresult *r); /* [locked] legacy stream while a blocking stream captures */
+void sim_capture_forget(CUstream s);             /* [locked] the stream goes away */
+void sim_ctx_wipe(CUcontext ctx); /* give back all memory of a context (mem.c); no lock held, work finished */
+
+/* ---- the memory map (map.c) */
+enum sim_map_kind { SIM_MAP_DEVICE, SIM_MAP_POOLED, SIM_MAP_MANAGED, SIM_MAP_HOST, SIM_MAP_REGISTERED, SIM_MAP_VMM, SIM_MAP_IPC };
+struct sim_map {
+    uint64_t base, size;
+    enum sim_map_kind kind;
+    bool in_ram;      /* bytes live in host memory */
+    bool host_access; /* VMM: a host descriptor was granted */
+    bool sync_memops;
+    unsigned devices; /* VMM: bit per device that was granted access */
+    unsigned read_only;
+    int device;
+    CUcontext ctx;
+    uint64_t id, charged, real_size; /* charged: bytes of the tier's budget; real_size: what munmap takes */
+    unsigned flags;                  /* host allocations: CU_MEMHOSTALLOC_* */
+    struct sim_handle *handle;
+    struct sim_reservation *reservation;
+    CUmemoryPool pool;
+    int fd; /* shared with other processes, else -1 */
+};
+struct sim_reservation {
+    uint64_t base, size;
+    unsigned mapped; /* mappings inside */
+    uint64_t id;
+};
+struct sim_map *sim_map_new(void);
+bool sim_map_add(struct sim_map *m);                /* [locked] false: out of memory */
+void sim_map_remove(struct sim_map *m);             /* [locked] does not free m */
+struct sim_map *sim_map_find(uint64_t p);           /* [locked] the map that holds the address */
+size_t sim_map_from(uint64_t p);                    /* [locked] index of the first map that ends after p */
+struct sim_map *sim_map_at(size_t index);           /* [locked] NULL past the end */
+bool sim_reservation_add(struct sim_reservation *r);
+void sim_reservation_remove(struct sim_reservation *r);
+struct sim_reservation *sim_reservation_find(uint64_t p);
+
+/* What pointer queries ask of a VMM handle (vmm.c). */
+bool sim_handle_exportable(const struct sim_handle *h);
+bool sim_handle_rdma(const struct sim_handle *h);
+uint64_t sim_handle_id(const struct sim_handle *h);
+
+/* What one operand of a copy or memset lies in. */
+struct sim_span {
+    bool known;    /* in the driver's memory; false: pageable host memory */
+    bool vram, ram;
+    bool pinned;   /* host allocation or registration */
+    bool managed;
+};
+/* [locked] CUDA_ERROR_INVALID_VALUE: a hole, no access, past the end of an allocation, or a mixture of tiers. */
+CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, struct sim_span *out);
+
+/* ---- tiers (mem.c): small allocations share 2 MiB blocks, others are rounded up, as on a GPU */
+bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged); /* [locked] */
+void sim_vram_return(int device, uint64_t bytes, uint64_t charged); /* [locked] */
+void *sim_pages(uint64_t size, uint64_t align); /* zeroed private pages, NULL: no address space */
+void sim_pages_free(void *p, uint64_t size);
+CUresult sim_device_alloc(CUcontext ctx, uint64_t bytes, CUdeviceptr *out); /* budgeted; no capture check; takes the lock */
+CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already removed from the table; takes the lock */
+
+/* ---- pools (pool.c) */
+void sim_pools_sync(int device); /* after a host-side wait: release above the threshold; no lock held */
+CUresult sim_pool_free_now(CUdeviceptr p); /* cuMemFree of a pool's allocation, after draining */
+
+/* ---- copies (copy.c) */
+uint64_t sim_cost_ns(bool over_link, uint64_t bytes);
+
+bool sim_device_ok(CUdevice dev);
+
+#endif

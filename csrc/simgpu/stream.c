@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streams: creation, default streams, waiting, host functions. Called by applications; sim_stream_find by all
+ * stream-ordered entries. Rules: default streams and their order are the engine's business (sched.c).
+ */
+#include "graph.h"
+
+#include <stdlib.h>
+
+static CUresult own_stream(CUcontext ctx, CUstream *out)
+{
+    struct sim_thread *t = sim_self();
+    if (!t)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    for (unsigned i = 0; i < t->owned; i++)
+        if (t->own[i].ctx == ctx) {
+            *out = t->own[i].stream;
+            return CUDA_SUCCESS;
+        }
+    void *grown = realloc(t->own, (t->owned + 1) * sizeof *t->own);
+    if (!grown)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    t->own = grown;
+    CUstream s = sim_stream_new(ctx, 0, 0);
+    if (!s)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    s->per_thread = true;
+    t->own[t->owned].ctx = ctx;
+    t->own[t->owned++].stream = s;
+    *out = s;
+    return CUDA_SUCCESS;
+}
+
+CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out)
+{
+    if (handle && handle != CU_STREAM_LEGACY && handle != CU_STREAM_PER_THREAD) {
+        *out = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
+        return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (handle == CU_STREAM_PER_THREAD || (!handle && ptsz))
+        return own_stream(ctx, out);
+    *out = ctx->legacy;
+    return CUDA_SUCCESS;
+}
+
+static CUresult create(CUstream *out, unsigned flags, int priority)
+{
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_take();
+    CUstream s = sim_stream_new(ctx, flags, priority > 0 ? 0 : priority < -5 ? -5 : priority);
+    if (s && !sim_object_add(SIM_STREAM, (uint64_t)(uintptr_t)s, s)) {
+        sim_stream_close(s);
+        s = NULL;
+    }
+    sim_give();
+    if (!s)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *out = s;
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuStreamCreate(CUstream *phStream, unsigned int Flags)
+{
+    SIM_ENTRY();
+    return create(phStream, Flags, 0);
+}
+
+SIM_API CUresult cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority)
+{
+    SIM_ENTRY();
+    return create(phStream, flags, priority);
+}
+
+static CUresult destroy(CUstream handle)
+{
+    sim_take();
+    CUstream s = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
+    if (s) {
+        sim_capture_forget(s);
+        sim_object_drop(SIM_STREAM, (uint64_t)(uintptr_t)s);
+        sim_stream_close(s); /* its work still runs */
+    }
+    sim_give();
+    return s ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+SIM_API CUresult cuStreamDestroy_v2(CUstream hStream)
+{
+    SIM_ENTRY();
+    return destroy(hStream);
+}
+
+SIM_API CUresult cuStreamDestroy(CUstream hStream)
+{
+    SIM_ENTRY();
+    return destroy(hStream);
+}
+
+static CUresult query(CUstream handle, bool pt)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_task *t = NULL;
+    r = sim_stream_find(handle, pt, &s);
+    if (!r)
+        r = sim_capture_stream_sync(s);
+    if (!r && s->legacy) /* asks for the blocking streams too */
+        r = sim_submit(s, NULL, NULL, 0, &t);
+    else if (!r)
+        t = sim_stream_last(s);
+    sim_give();
+    if (!r && t && !atomic_load(&t->done))
+        r = CUDA_ERROR_NOT_READY;
+    sim_task_drop(t);
+    return r ? r : (CUresult)atomic_load(&ctx->sticky);
+}
+
+static CUresult synchronize(CUstream handle, bool pt)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_task *t = NULL;
+    r = sim_stream_find(handle, pt, &s);
+    if (!r)
+        r = sim_capture_stream_sync(s);
+    if (!r && s->legacy)
+        r = sim_submit(s, NULL, NULL, 0, &t);
+    else if (!r)
+        t = sim_stream_last(s);
+    sim_give();
+    if (r)
+        return r;
+    if (t)
+        sim_task_wait(t);
+    sim_task_drop(t);
+    sim_pools_sync(ctx->device);
+    return (CUresult)atomic_load(&ctx->sticky);
+}
+
+struct host_call {
+    CUhostFn fn;
+    CUstreamCallback callback;
+    CUstream stream;
+    void *data;
+};
+
+static CUresult run_host(void *arg)
+{
+    struct host_call *h = arg;
+    if (h->fn)
+        h->fn(h->data);
+    else
+        h->callback(h->stream, CUDA_SUCCESS, h->data);
+    return CUDA_SUCCESS;
+}
+
+static CUresult host(CUstream s, bool pt, struct host_call call)
+{
+    if (!call.fn && !call.callback)
+        return CUDA_ERROR_INVALID_VALUE;
+    struct host_call *h = malloc(sizeof *h);
+    if (!h)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *h = call;
+    return sim_enqueue(s, pt, (struct sim_op){run_host, free, h, CU_GRAPH_NODE_TYPE_HOST});
+}
+
+struct property {
+    int priority;
+    unsigned flags;
+    unsigned long long id;
+    CUcontext ctx;
+};
+
+static CUresult property_of(CUstream handle, bool pt, struct property *out)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    r = sim_stream_find(handle, pt, &s);
+    if (!r)
+        *out = (struct property){s->priority, s->flags, s->id, s->ctx};
+    sim_give();
+    return r;
+}
+
+#define ASK(suffix, pt, entry, type, expression) \
+    SIM_API CUresult entry##suffix(CUstream s, type *out) \
+    { \
+        SIM_ENTRY(); \
+        struct property p; \
+        CUresult r = out ? property_of(s, pt, &p) : CUDA_ERROR_INVALID_VALUE; \
+        if (!r) \
+            *out = expression; \
+        return r; \
+    }
+
+#define STREAM_ENTRIES(suffix, pt) \
+    ASK(suffix, pt, cuStreamGetPriority, int, p.priority) \
+    ASK(suffix, pt, cuStreamGetFlags, unsigned int, p.flags) \
+    ASK(suffix, pt, cuStreamGetId, unsigned long long, p.id) \
+    ASK(suffix, pt, cuStreamGetCtx, CUcontext, p.ctx) \
+    ASK(suffix, pt, cuStreamGetDevice, CUdevice, p.ctx->device) \
+    SIM_API CUresult cuStreamQuery##suffix(CUstream s) { SIM_ENTRY(); return query(s, pt); } \
+    SIM_API CUresult cuStreamSynchronize##suffix(CUstream s) { SIM_ENTRY(); return synchronize(s, pt); } \
+    SIM_API CUresult cuLaunchHostFunc##suffix(CUstream s, CUhostFn fn, void *data) \
+    { SIM_ENTRY(); return host(s, pt, (struct host_call){.fn = fn, .data = data}); } \
+    SIM_API CUresult cuStreamAddCallback##suffix(CUstream s, CUstreamCallback callback, void *data, unsigned int flags) \
+    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE \
+                                : host(s, pt, (struct host_call){.callback = callback, .stream = s, .data = data}); }
+STREAM_ENTRIES(, false)
+STREAM_ENTRIES(_ptsz, true)

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Per-thread state (context stack, capture mode, per-thread default streams) and guarded execution.
+ * Called by ctx.c, capture.c and whatever runs simulated device code.
+ * Rules: a fault outside sim_guarded is not ours: it goes to the handler that was there before.
+ */
+#define _GNU_SOURCE
+#include "state.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+static pthread_key_t key;
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+static _Thread_local struct sim_thread *self;
+
+static void thread_gone(void *arg)
+{
+    struct sim_thread *t = arg;
+    sim_take();
+    for (unsigned i = 0; i < t->owned; i++)
+        if (!t->own[i].ctx->dead)
+            sim_stream_close(t->own[i].stream);
+    sim_give();
+    free(t->own);
+    free(t);
+    self = NULL;
+}
+
+static void make_key(void)
+{
+    pthread_key_create(&key, thread_gone);
+}
+
+struct sim_thread *sim_self(void)
+{
+    if (self)
+        return self;
+    pthread_once(&key_once, make_key);
+    struct sim_thread *t = calloc(1, sizeof *t);
+    if (!t)
+        return NULL;
+    t->capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+    t->id = sim_unique();
+    pthread_setspecific(key, t);
+    self = t;
+    return t;
+}
+
+/* ---- guarded execution */
+
+static _Thread_local sigjmp_buf *guard;
+static struct sigaction old_segv, old_bus;
+static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+    sigjmp_buf *g = guard;
+    if (g) {
+        guard = NULL;
+        siglongjmp(*g, 1);
+    }
+    struct sigaction *old = sig == SIGBUS ? &old_bus : &old_segv;
+    if (old->sa_flags & SA_SIGINFO) {
+        old->sa_sigaction(sig, info, context);
+    } else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
+        old->sa_handler(sig);
+    } else { /* die of it as if we were not there: the access is repeated when we return */
+        struct sigaction plain = {.sa_handler = SIG_DFL};
+        sigaction(sig, &plain, NULL);
+        if (info->si_code <= 0)
+            raise(sig); /* sent by someone, nothing would be repeated */
+    }
+}
+
+static void arm(void)
+{
+    /* SA_NODEFER: we leave by longjmp without restoring a mask. SA_ONSTACK: an app may have given its threads one. */
+    struct sigaction a = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGSEGV, &a, &old_segv);
+    sigaction(SIGBUS, &a, &old_bus);
+}
+
+CUresult sim_guarded(void (*body)(void *), void *arg)
+{
+    pthread_once(&guard_once, arm);
+    sigjmp_buf here, *volatile before = guard;
+    if (sigsetjmp(here, 0)) {
+        guard = before;
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
+    }
+    guard = &here;
+    body(arg);
+    guard = before;
+    return CUDA_SUCCESS;
+}
