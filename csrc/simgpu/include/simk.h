@@ -5,11 +5,11 @@
  * gcc (as C11) or g++ (as C++17) into a companion .so, which the simulated driver loads and calls at each launch:
  *     g++ -x c++ -std=c++17 -O2 -fPIC -shared -I<dir of simk.h> app.cu -o app.simk.so
  * Host code of the file stands inside `#ifdef __CUDACC__`. Each kernel is registered once, after its definition:
- *     SIM_KERNEL(saxpy)                          C++: the parameter types are deduced, the name is the mangled one
- *     SIM_KERNEL((scale<float, 4>))              C++: an instance of a template, in parentheses
- *     SIM_KERNEL(saxpy, float, float *, int)     C: the types are named (C++ ignores them)
- *     SIM_KERNEL_SYMBOL(twin, "twin$v2")         C++: under another name
- *     SIM_GLOBAL(table)                          a __device__ or __constant__ variable that the host reads or writes
+ *     SIM_KERNEL(saxpy);                         C++: the parameter types are deduced, the name is the mangled one
+ *     SIM_KERNEL((scale<float, 4>));             C++: an instance of a template, in parentheses
+ *     SIM_KERNEL(saxpy, float, float *, int);    C: the types are named (C++ ignores them)
+ *     SIM_KERNEL_SYMBOL(twin, "twin$v2");        C++: under another name
+ *     SIM_GLOBAL(table);                         a __device__ or __constant__ variable that the host reads or writes
  *
  * One launch runs on one host thread, block after block and thread after thread. __syncthreads() costs only those who call
  * it: the first caller of a block stays behind on its stack while a fresh one carries on with the next thread.
