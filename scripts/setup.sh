@@ -45,11 +45,11 @@ find_python() {
     die "no python3 of version 3.10 or newer found (PYTHON=/path/to/python3 names one)"
 }
 
-# What an installation depends on: the native sources, the package's list of modules, the build file, the Python, the extra.
+# What an installation depends on: the native sources, the package's list of modules, the build file, the Python.
 fingerprint() {
-    "$venv_python" - "$1" <<'PYTHON'
+    "$venv_python" - <<'PYTHON'
 import hashlib, pathlib, sys
-digest = hashlib.sha256(repr((sys.version, sys.argv[1], sys.prefix)).encode())
+digest = hashlib.sha256(repr((sys.version, sys.prefix)).encode())
 for path in sorted(p for p in pathlib.Path("csrc").rglob("*") if p.is_file()):
     digest.update(str(path).encode() + path.read_bytes())
 for path in sorted(pathlib.Path("spillshim").rglob("*.py")):
@@ -80,7 +80,7 @@ PYTHON
 
 # setup EXTRA: afterwards "$venv_python" runs spillshim. EXTRA is "" or "[test]".
 setup() {
-    local extra=$1 python missing=() requirements stamp now
+    local extra=$1 python missing=() requirements now
     mkdir -p .venv || die "cannot create $PWD/.venv"
     exec 9>.venv/.lock
     flock 9
@@ -101,9 +101,10 @@ setup() {
         logged "$python" -m venv .venv
     fi
 
-    now=$(fingerprint "$extra") || die "cannot read the source tree"
-    stamp=".venv/installed${extra}"
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ]; then
+    now=$(fingerprint) || die "cannot read the source tree"
+    # The demo is content with what the tests installed, and never takes it away from them.
+    [ ! -e ".venv/installed[test]" ] || extra="[test]"
+    if [ "$(cat ".venv/installed${extra}" 2>/dev/null)" = "$now" ]; then
         return
     fi
     requirements=$(build_requirements) || die "cannot read pyproject.toml"
@@ -112,8 +113,8 @@ setup() {
     # shellcheck disable=SC2086  # one requirement a word
     logged "$venv_python" -m pip install --disable-pip-version-check --progress-bar off $requirements
     say "[3/3] building and installing spillshim${extra}"
-    rm -f .venv/installed*
+    : >".venv/installed${extra}"
     logged env PATH="$PWD/.venv/bin:$PATH" "$venv_python" -m pip install --disable-pip-version-check --progress-bar off \
         --no-build-isolation -e ".${extra}"
-    printf '%s\n' "$now" >"$stamp"
+    printf '%s\n' "$now" >".venv/installed${extra}"
 }
