@@ -126,22 +126,30 @@ static void primary_gone(CUdevice dev)
     spill_native_discard(dev);
 }
 
-SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxRelease_v2(CUdevice dev)
-{
-    SPILL_NEEDS(cuDevicePrimaryCtxRelease_v2);
-    unsigned flags;
-    int active = 1;
-    CUresult r = spill_driver()->cuDevicePrimaryCtxRelease_v2(dev);
-    if (r == CUDA_SUCCESS && spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active)
-        primary_gone(dev);
-    return r;
-}
+/* Two generations each, with one signature: CUDA's own runtime asks for the older. */
+#define RELEASE(symbol)                                                                                                    \
+    SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev)                                                                     \
+    {                                                                                                                      \
+        SPILL_NEEDS(symbol);                                                                                               \
+        unsigned flags;                                                                                                    \
+        int active = 1;                                                                                                    \
+        CUresult r = spill_driver()->symbol(dev);                                                                          \
+        if (r == CUDA_SUCCESS &&                                                                                           \
+            spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active)                   \
+            primary_gone(dev);                                                                                             \
+        return r;                                                                                                          \
+    }
+RELEASE(cuDevicePrimaryCtxRelease)
+RELEASE(cuDevicePrimaryCtxRelease_v2)
 
-SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxReset_v2(CUdevice dev)
-{
-    SPILL_NEEDS(cuDevicePrimaryCtxReset_v2);
-    CUresult r = spill_driver()->cuDevicePrimaryCtxReset_v2(dev);
-    if (r == CUDA_SUCCESS)
-        primary_gone(dev);
-    return r;
-}
+#define RESET(symbol)                                 \
+    SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev) \
+    {                                                 \
+        SPILL_NEEDS(symbol);                          \
+        CUresult r = spill_driver()->symbol(dev);     \
+        if (r == CUDA_SUCCESS)                        \
+            primary_gone(dev);                        \
+        return r;                                     \
+    }
+RESET(cuDevicePrimaryCtxReset)
+RESET(cuDevicePrimaryCtxReset_v2)

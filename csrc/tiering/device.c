@@ -158,9 +158,10 @@ void spill_account(int device, int64_t vram, int64_t ram)
         s->vram_peak = s->vram_bytes;
     if (s->spilled_bytes > s->spilled_peak)
         s->spilled_peak = s->spilled_bytes;
-    if (s->spilled_bytes >= s->share_ram) {
+    uint64_t all = s->spilled_bytes + s->vram_bytes;
+    if (s->spilled_bytes > s->share_ram || (s->spilled_bytes == s->share_ram && all > s->share_all)) {
         s->share_ram = s->spilled_bytes;
-        s->share_all = s->spilled_bytes + s->vram_bytes;
+        s->share_all = all;
     }
     /* A limit is shared by the job, so it needs the ledger from the first byte; without one the ledger is only joined
      * when something is managed. */
