@@ -7,7 +7,6 @@ what to do; nothing here changes anything. `root` stands for / in the checks tha
 
 from __future__ import annotations
 
-import ctypes.util
 import json
 import os
 import re
@@ -172,34 +171,34 @@ def run_probe(env: Mapping[str, str]) -> tuple[int, dict[str, Any], str]:
     return ran.returncode, answer if isinstance(answer, dict) else {}, ran.stderr.strip()
 
 
-def check_driver(env: Mapping[str, str], simulated: bool) -> list[Finding]:
+def check_driver(env: Mapping[str, str]) -> list[Finding]:
     """libcuda and a device are there, and a way to give host memory to it."""
     try:
         code, answer, said = run_probe(env)
     except SpillshimError as error:
         return [Finding("driver", FAIL, error.message, error.fix)]
     if code == 4 or (code not in (0, 3) and not answer):
-        where = "" if simulated or ctypes.util.find_library("cuda") else ": libcuda.so.1 is not on this machine"
+        why = answer.get("error") or said or f"the probe ended with {code}"
         return [
             Finding(
                 "driver",
                 FAIL,
-                f"no usable NVIDIA driver or device{where}" + (f" ({said})" if said else ""),
-                "Install NVIDIA's driver (in a container: start it with --gpus all), or try without a GPU: spillshim run --sim -- PROGRAM",
+                f"no usable NVIDIA driver or device: {why}",
+                "Install NVIDIA's driver (in a container: start it with --gpus all), or try without a GPU: "
+                "spillshim run --sim -- PROGRAM",
             )
         ]
-    version, name = answer.get("driver"), answer.get("device") or answer.get("name")
-    facts = [str(name)] if name else []
-    if isinstance(version, int):
-        facts.append(f"CUDA {version // 1000}.{version % 1000 // 10}")
-    if isinstance(answer.get("vram"), int):
-        facts.append(human(answer["vram"]))
-    if simulated:
-        facts.append("simulated")
-    found = [Finding("driver", OK, ", ".join(facts) or "answers")]
+    version = answer.get("driver")
+    facts = [f"CUDA {version // 1000}.{version % 1000 // 10}"] if isinstance(version, int) else []
+    facts += [
+        f"{device.get('name', '?')} with {human(int(device.get('total', 0)))}"
+        for device in answer.get("devices", [])
+        if isinstance(device, dict)
+    ]
+    found = [Finding("driver", OK, ", ".join(facts))]
     backend = str(answer.get("backend") or "none")
     tries = "; ".join(
-        f"{one.get('backend', '?')}: {'works' if one.get('ok') else one.get('detail') or 'refused'}"
+        f"{one.get('backend', '?')}: {'works' if one.get('works') else one.get('detail') or 'refused'}"
         for one in answer.get("tries", [])
         if isinstance(one, dict)
     )
@@ -383,11 +382,11 @@ def check_platform(root: Path = Path("/")) -> list[Finding]:
     return found or [Finding("platform", OK, "Linux, not in a container that is known")]
 
 
-def all_findings(env: Mapping[str, str], simulated: bool) -> list[Finding]:
-    """Every check, in the order in which they are worth reading. `env` is what a program would get (simulated or not)."""
+def all_findings(env: Mapping[str, str]) -> list[Finding]:
+    """Every check, in the order in which they are worth reading. `env` is what a program would get."""
     checks: list[Callable[[], list[Finding]]] = [
         lambda: check_library(env),
-        lambda: check_driver(env, simulated),
+        lambda: check_driver(env),
         check_memory,
         check_cgroup,
         check_memlock,

@@ -43,7 +43,7 @@ def _check_machine(sim: dict[str, str] | None, as_json: bool) -> bool:
     env = dict(os.environ)
     if sim is not None:
         env = launch.simulated(env, sim)
-    findings = checks.all_findings(env, sim is not None)
+    findings = checks.all_findings(env)
     failed = any(finding.status == checks.FAIL for finding in findings)
     if as_json:
         click.echo(
@@ -56,7 +56,7 @@ def _check_machine(sim: dict[str, str] | None, as_json: bool) -> bool:
     click.echo("")
     warnings = sum(finding.status == checks.WARN for finding in findings)
     failures = sum(finding.status == checks.FAIL for finding in findings)
-    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} to be aware of.")
+    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} warning{"" if warnings == 1 else "s"}.")
     return failed
 
 
