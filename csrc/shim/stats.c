@@ -171,10 +171,11 @@ static void append(const char *variable, const char *path, const char *line, siz
 
 static void say_summary(const struct spill_stats *s)
 {
-    char spilled[16], vram[16], ram[16], tail[128] = "";
+    char spilled[16], vram[16], ram[16], tail[160] = "";
     double share = share_of(s), top = ceiling(share);
     if (top > 0)
-        snprintf(tail, sizeof tail, "; at most %.0f %% of all-in-VRAM speed where every byte is read once a step", 100 * top);
+        snprintf(tail, sizeof tail, "; at most %.0f %% of all-in-VRAM speed where every byte is read once a step (link %.0f, "
+                 "VRAM %.0f GB/s)", 100 * top, link_rate() / 1e9, hbm_rate() / 1e9);
     spill_say("%s spilled into RAM (peak VRAM %s, peak RAM %s, backend %s): about %.0f %% of memory traffic crosses the link%s",
               spill_size_text(s->spilled_total, spilled), spill_size_text(s->vram_peak, vram),
               spill_size_text(s->spilled_peak, ram), spill_backend_name(spill_backend_known()), 100 * share, tail);
