@@ -56,7 +56,7 @@ def _check_machine(sim: dict[str, str] | None, as_json: bool) -> bool:
     click.echo("")
     warnings = sum(finding.status == checks.WARN for finding in findings)
     failures = sum(finding.status == checks.FAIL for finding in findings)
-    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} warning{"" if warnings == 1 else "s"}.")
+    click.echo(f"{len(findings)} checks, {failures} failed, {warnings} warning{'' if warnings == 1 else 's'}.")
     return failed
 
 
