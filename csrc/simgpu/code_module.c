@@ -131,41 +131,33 @@ static CUresult module_of(CUmodule handle, struct CUmod_st **out)
     return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-static CUresult load(CUmodule *module, CUresult loaded, struct sim_image *image)
+/* From memory (path NULL) or from a file. */
+static CUresult load(CUmodule *module, const void *data, const char *path)
 {
-    CUcontext context;
-    CUresult r = loaded ? loaded : sim_current(&context);
-    if (!r)
-        r = sim_module_make(image, context, module);
-    sim_image_drop(image);
-    return r;
-}
-
-static CUresult load_data(CUmodule *module, const void *data)
-{
-    struct sim_image *image = NULL;
+    struct sim_image *image;
     CUcontext context;
     if (!module)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = sim_current(&context);
-    return r ? r : load(module, sim_image_load(data, &image), image);
+    if (!r)
+        r = path ? sim_image_load_file(path, &image) : sim_image_load(data, &image);
+    if (r)
+        return r;
+    r = sim_module_make(image, context, module);
+    sim_image_drop(image);
+    return r;
 }
 
 SIM_API CUresult cuModuleLoad(CUmodule *module, const char *fname)
 {
     SIM_ENTRY();
-    struct sim_image *image = NULL;
-    CUcontext context;
-    if (!module)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult r = sim_current(&context);
-    return r ? r : load(module, sim_image_load_file(fname, &image), image);
+    return fname ? load(module, NULL, fname) : CUDA_ERROR_INVALID_VALUE;
 }
 
 SIM_API CUresult cuModuleLoadData(CUmodule *module, const void *image)
 {
     SIM_ENTRY();
-    return load_data(module, image);
+    return load(module, image, NULL);
 }
 
 /* There is no compiler here, so its logs are empty. */
@@ -183,13 +175,13 @@ SIM_API CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigne
 {
     SIM_ENTRY();
     sim_jit_logs(numOptions, options, optionValues);
-    return load_data(module, image);
+    return load(module, image, NULL);
 }
 
 SIM_API CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin)
 {
     SIM_ENTRY();
-    return load_data(module, fatCubin);
+    return load(module, fatCubin, NULL);
 }
 
 SIM_API CUresult cuModuleUnload(CUmodule hmod)
