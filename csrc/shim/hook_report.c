@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Hooks of what programs ask about memory: cuMemGetInfo, cuDeviceTotalMem (device properties are made of it), NVML.
  * One model for all of them:
- *   report=vram     total = the VRAM this job may use; free = what of it is free
+ *   report=vram     total = the VRAM this job may use; free = what of it is free, less what has spilled: bytes in RAM are
+ *                   VRAM that is owed, so free falls with every allocation and rises with every free, wherever it lies
  *   report=virtual  both raised by RAM: total by the most that may ever be pinned, free by what of that isn't in use
- * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment; without a limit
- * and with report=vram the driver's numbers pass untouched. */
+ * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment; without a limit,
+ * with report=vram and nothing spilled, the driver's numbers pass untouched. */
 #include "shim/config.h"
 #include "shim/hook.h"
 #include "shim/resolve.h"
@@ -14,11 +15,6 @@
 struct amounts {
     uint64_t free, total;
 };
-
-static bool untouched(const struct spill_device *d)
-{
-    return spill_config()->report == SPILL_REPORT_VRAM && d->limit >= d->total;
-}
 
 /* The model, from what the device itself says. */
 static struct amounts model(const struct spill_device *d, struct amounts device)
@@ -35,6 +31,8 @@ static struct amounts model(const struct spill_device *d, struct amounts device)
         uint64_t ceiling = spill_budget_ceiling();
         out.total += ceiling;
         out.free += sum.ram_asked < ceiling ? ceiling - sum.ram_asked : 0;
+    } else {
+        out.free -= sum.ram_on_device < out.free ? sum.ram_on_device : out.free;
     }
     if (out.free > out.total)
         out.free = out.total;
@@ -53,7 +51,7 @@ SPILL_EXPORT CUresult CUDAAPI cuMemGetInfo_v2(size_t *free, size_t *total)
     if (r != CUDA_SUCCESS)
         return r;
     struct amounts out = { free_now, all };
-    if (spill_current_device(&device) == CUDA_SUCCESS && !untouched(spill_device(device)))
+    if (spill_current_device(&device) == CUDA_SUCCESS)
         out = model(spill_device(device), out);
     if (free)
         *free = out.free;
@@ -66,7 +64,7 @@ SPILL_EXPORT CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)
 {
     SPILL_NEEDS(cuDeviceTotalMem_v2);
     CUresult r = spill_driver()->cuDeviceTotalMem_v2(bytes, dev);
-    if (r != CUDA_SUCCESS || !spill_on() || !spill_device(dev) || untouched(spill_device(dev)))
+    if (r != CUDA_SUCCESS || !spill_on() || !spill_device(dev))
         return r;
     *bytes = model(spill_device(dev), (struct amounts){ *bytes, *bytes }).total;
     return CUDA_SUCCESS;
@@ -104,10 +102,8 @@ static bool nvml_model(nvmlDevice_t device, struct amounts in, struct amounts *o
     if (!spill_on())
         return false;
     spill_device_limits(&facts, key_of(device), in.total);
-    if (untouched(&facts))
-        return false;
     *out = model(&facts, in);
-    return true;
+    return out->free != in.free || out->total != in.total;
 }
 
 SPILL_EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
