@@ -170,7 +170,4 @@ void sim_jit_logs(unsigned count, const CUjit_option *options, void **values);
  * CUDA_ERROR_INVALID_HANDLE for anything else. */
 CUresult sim_function_of(CUfunction handle, struct CUfunc_st **out);
 
-/* A context is gone: its modules end, and libraries forget what they loaded there. Called by the context code. */
-void sim_code_context_gone(CUcontext context);
-
 #endif

@@ -223,7 +223,7 @@ static size_t text_length(struct copy *c, const char *start)
 {
     for (size_t n = 0; n < MAX_IMAGE;) {
         size_t to_edge = 4096 - ((uintptr_t)start + n) % 4096;
-        if (readable(c, start + n, 1, 0) != 1)
+        if (readable(c, start + n, 1, c->n) != 1) /* behind what was fetched */
             return 0;
         size_t part = strnlen(start + n, to_edge);
         n += part;
@@ -236,19 +236,25 @@ static size_t text_length(struct copy *c, const char *start)
 /* Fetch the whole image. Never more than it says it has, as far as that is known: what lies behind it is not ours. */
 static bool fetch_all(struct copy *c, const void *start)
 {
-    size_t n;
-    for (size_t had = sizeof(uint32_t);; had = n) {
-        copy_fetch(c, start, had);
-        if (!copy_map(c) || c->n < had)
-            return false;
+    size_t n = sizeof(uint32_t);
+    copy_fetch(c, start, n); /* a magic number, or the beginning of a text that may be shorter than this */
+    if (!copy_map(c))
+        return false;
+    if (!sim_elf_extent(c->bytes) && !sim_fatbin_extent(c->bytes)) {
+        n = text_length(c, start);
+        copy_fetch(c, start, n);
+        return n && c->n == n && copy_map(c);
+    }
+    for (;;) {
         n = sim_elf_extent(c->bytes);
         n = n ? n : sim_fatbin_extent(c->bytes);
-        if (!n && had == sizeof(uint32_t)) /* text, which may be shorter than this */
-            n = text_length(c, start);
         if (!n || n > MAX_IMAGE)
             return false;
-        if (n <= had)
+        if (n <= c->n)
             return true;
+        copy_fetch(c, start, n);
+        if (c->n < n || !copy_map(c))
+            return false;
     }
 }
 

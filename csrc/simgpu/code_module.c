@@ -98,8 +98,10 @@ void sim_module_end(struct CUmod_st *m)
     sim_take();
     forget(m);
     sim_give();
-    if (m->image->variable_count && m->variables[0].address)
+    if (m->image->variable_count && m->variables[0].address) {
+        sim_drain(m->context); /* launches that are under way use the variables */
         sim_module_free(m->variables[0].address);
+    }
     sim_module_drop(m);
 }
 

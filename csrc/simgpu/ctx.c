@@ -52,6 +52,7 @@ static void context_end(CUcontext c)
     c->legacy = NULL;
     sim_give();
     sim_ctx_wipe(c);
+    sim_code_context_gone(c);
 }
 
 CUresult sim_current(CUcontext *out)

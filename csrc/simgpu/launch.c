@@ -41,8 +41,13 @@ static void mirror(const struct CUmod_st *m, bool in)
 static void run_body(void *arg)
 {
     const struct launch *l = arg;
-    if (l->code->companion)
-        l->code->companion->run(&l->shape, l->params);
+    const struct simk_kernel *k = l->code->companion;
+    if (k && l->module->mirrored)
+        mirror(l->module, true);
+    if (k)
+        k->run(&l->shape, l->params);
+    if (k && l->module->mirrored)
+        mirror(l->module, false);
     for (size_t i = 0; i < l->probe_count; i++)
         for (size_t o = 0; o < l->probes[i].size; o += PAGE)
             (void)l->probes[i].at[o];
@@ -51,12 +56,10 @@ static void run_body(void *arg)
 static CUresult run(void *arg)
 {
     struct launch *l = arg;
-    if (!l->module->mirrored || !l->code->companion)
+    if (!l->module->mirrored)
         return sim_guarded(run_body, l);
     pthread_mutex_lock(&mirror_lock);
-    mirror(l->module, true);
     CUresult r = sim_guarded(run_body, l);
-    mirror(l->module, false);
     pthread_mutex_unlock(&mirror_lock);
     return r;
 }

@@ -40,7 +40,8 @@ CUresult sim_current(CUcontext *out);
 CUresult sim_module_alloc(size_t bytes, CUdeviceptr *out);
 void sim_module_free(CUdeviceptr p);
 
-/* SIMCODE's side: what a launch does, called by nobody but the launch entries. */
+/* A context is gone, and its memory with it: its modules end, libraries forget what they loaded there (code_module.c). */
+void sim_code_context_gone(CUcontext context);
 
 /* Trace one call (SIMGPU_TRACE). Cheap when off. */
 void sim_trace(const char *entry);
