@@ -71,6 +71,8 @@ def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_
 
     \b
     eval "$(spillshim env --vram-limit 90%)"
+
+    A VRAM limit then holds for each program by itself; give them one SPILLSHIM_JOB and they share it.
     """
     if help_vars:
         _print_variables(as_json)

@@ -176,7 +176,10 @@ def test_awkward_paths_survive(spillshim, libspillshim: Path, folder: str, tmp_p
     place.mkdir()
     copy = shutil.copy(libspillshim, place / "libspillshim.so")
     program = Path(shutil.copy(shutil.which("cat") or "/bin/cat", place / "my cat"))
-    result = spillshim("run", "--", program, "/proc/self/maps", env={"SPILLSHIM_LIBRARY": str(copy)}).ok()
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    env = {"SPILLSHIM_LIBRARY": str(copy), "XDG_RUNTIME_DIR": str(runtime)}
+    result = spillshim("run", "--", program, "/proc/self/maps", env=env).ok()
     assert str(copy) in result.stdout
     assert result.stderr == ""
 
