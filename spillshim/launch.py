@@ -80,21 +80,17 @@ def simulated(env: Mapping[str, str], sim: Mapping[str, str]) -> dict[str, str]:
     return made
 
 
-def environment(
-    env: Mapping[str, str], settings: Settings, sanitizers: Sequence[str] = (), job: bool = True
-) -> dict[str, str]:
-    """`env` with the shim preloaded and `settings` applied.
+def environment(env: Mapping[str, str], settings: Settings, sanitizers: Sequence[str] = ()) -> dict[str, str]:
+    """`env` with the shim preloaded and `settings` applied; a job of its own (what shares a VRAM limit) unless it has one.
 
-    `job`: give the processes of this run a common SPILLSHIM_JOB unless there is one. Raises SpillshimError (125) when the
-    library or the simulated driver is missing or unreadable.
+    Raises SpillshimError (125) when the library or the simulated driver is missing or unreadable.
     """
     made = dict(env)
     if settings.sim is not None:
         made = simulated(made, settings.sim)
     made["LD_PRELOAD"] = preload(native.loader_safe(native.library()), made.get("LD_PRELOAD", ""), sanitizers)
     made.update(settings.variables)
-    if job:
-        made.setdefault("SPILLSHIM_JOB", f"{os.getpid()}-{secrets.token_hex(4)}")
+    made.setdefault("SPILLSHIM_JOB", f"{os.getpid()}-{secrets.token_hex(4)}")
     return made
 
 

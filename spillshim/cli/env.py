@@ -72,13 +72,13 @@ def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_
     \b
     eval "$(spillshim env --vram-limit 90%)"
 
-    A VRAM limit then holds for each program by itself; give them one SPILLSHIM_JOB and they share it.
+    The programs started from that shell are one job: they share a VRAM limit.
     """
     if help_vars:
         _print_variables(as_json)
         return
     before = launch.inherited()
-    after = launch.environment(before, settings(ctx, sim), job=False)
+    after = launch.environment(before, settings(ctx, sim))
     changed = {
         name: value for name, value in sorted(after.items()) if before.get(name) != value or name == "LD_PRELOAD"
     }

@@ -364,6 +364,7 @@ def test_env_can_be_evaluated(spillshim, allocate: Path, clean_env, tmp_path: Pa
 
 def test_env_as_json(spillshim, preloadable: Path) -> None:
     made = json.loads(spillshim("env", "--json", "--vram-limit", "90%").ok().stdout)
+    assert made.pop("SPILLSHIM_JOB")
     assert made == {"LD_PRELOAD": str(preloadable), "SPILLSHIM_VRAM_LIMIT": "90%"}
 
 
