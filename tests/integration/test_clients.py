@@ -65,6 +65,14 @@ def test_plugin_opened_privately(both_ways, c_program, how):
     assert "cuMemAlloc_v2" in paths_of(result.stats).get("link", set()), result.stats
 
 
+@pytest.mark.parametrize("how", ["local", "deepbind"])
+def test_plugin_on_the_runtime_opened_privately(both_ways, c_program, sim_dir, how):
+    plugin = c_program("client_plugin_runtime.c", shared=True, link_libcuda=False, flags=[f"-L{sim_dir}", "-l:libcudart.so.13"])
+    result = both_ways([c_program("client_dlopen.c", link_libcuda=False), plugin, how, *SHAPE])
+    reached = paths_of(result.stats)
+    assert "cuMemAlloc_v2" in reached.get("cuGetProcAddress", set()) | reached.get("dlsym", set()), result.stats
+
+
 def test_fork_and_exec_tree(both_ways, c_program):
     result = both_ways([c_program("client_fork.c"), "2", *SHAPE])
     # One object (and one summary line) for the parent and each exec'd child; none for the child that only exits.
@@ -74,8 +82,9 @@ def test_fork_and_exec_tree(both_ways, c_program):
     assert sorted(map(int, summaries)) == sorted(one["pid"] for one in result.stats), result.stderr
 
 
-def test_two_processes_share_one_card(run_sim, demo_dir):
-    """Both hold more than half of the card at once; budgets hold, free is consistent, data survive."""
+@pytest.mark.parametrize("report", ["vram", "virtual"])
+def test_two_processes_share_one_card(run_sim, demo_dir, report):
+    """Together they hold more than the card; budgets hold, free is consistent, data survive."""
     script = """
         import time
         ctx = Ctx()
@@ -103,7 +112,7 @@ def test_two_processes_share_one_card(run_sim, demo_dir):
         done(before=before, held=held, both=both)
     """
     tmp = run_sim.tmp_path
-    env = script_env(FINE)
+    env = script_env({**FINE, "SPILLSHIM_REPORT": report, "SPILLSHIM_HOST_LIMIT": "1G"})
     started = []
     for i in range(2):
         argv = script_argv(tmp, script, i, tmp / f"ready{i}", tmp / f"ready{1 - i}", SEED + 100 * i)
