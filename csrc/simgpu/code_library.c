@@ -85,8 +85,11 @@ static CUresult kernel_function(struct CUkern_st *k, CUfunction *out)
     CUresult r = sim_library_module(k->library, &m);
     if (!r)
         r = sim_module_function(m, k->code, out);
-    if (!r)
+    if (!r) {
+        sim_take();
         (*out)->kernel = k;
+        sim_give();
+    }
     return r;
 }
 

@@ -218,6 +218,16 @@ static void memory()
     EXPECT(at.type == cudaMemoryTypeManaged);
     m[3] = 9;
     OK(cudaFree(m));
+    int *from, *to, there[2] = {4, 5}, back[2] = {0, 0};
+    OK(cudaMalloc(&from, 8));
+    OK(cudaMalloc(&to, 8));
+    OK(cudaMemcpy(from, there, 8, cudaMemcpyHostToDevice));
+    OK(cudaMemcpyPeer(to, 0, from, 0, 4));
+    OK(cudaMemcpyPeerAsync(to + 1, 0, from + 1, 0, 4, 0));
+    OK(cudaMemcpy(back, to, 8, cudaMemcpyDeviceToHost));
+    EXPECT(back[0] == 4 && back[1] == 5);
+    OK(cudaFree(from));
+    OK(cudaFree(to));
     cudaMemPool_t pool;
     unsigned long long threshold = 1 << 20, got = 0;
     OK(cudaDeviceGetDefaultMemPool(&pool, 0));

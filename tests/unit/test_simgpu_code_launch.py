@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from nvcc import cuda_program  # noqa: F401  (a fixture)
+from nvcc import SIMK_INCLUDE, cuda_program  # noqa: F401  (a fixture)
 from simcode import run_script
 
 INVALID_VALUE, INVALID_IMAGE, INVALID_HANDLE, NOT_FOUND, ILLEGAL_ADDRESS = 1, 200, 400, 500, 700
@@ -479,3 +481,73 @@ answer(r=r, potential=[grid.value // sms.value * block.value, grid.value % sms.v
     assert facts["r"] == [2, 32, 5, 0, 0]
     assert facts["potential"] == [2048, 0]
     assert facts["smem"] == 228 * 1024 // 2 - 1024
+
+
+def test_companion_of_two_objects(script, tmp_path):
+    """Each object includes simk.h; both see the same thread indices, and the registry lists the kernels of both."""
+    (tmp_path / "a.c").write_text(
+        '#include "simk.h"\nunsigned place(void);\n__global__ void whoami(unsigned *out) { out[place()] = 100 + place(); }\nSIM_KERNEL(whoami, unsigned *);\n'
+    )
+    (tmp_path / "b.c").write_text(
+        '#include "simk.h"\n__device__ unsigned place(void) { return blockIdx.x * blockDim.x + threadIdx.x; }\n'
+        "__global__ void early_exit(unsigned *out) { __shared__ unsigned n; if (!threadIdx.x) n = 0; __syncthreads(); atomicAdd(&n, 1);\n"
+        "__syncthreads(); out[place()] = n; }\nSIM_KERNEL(early_exit, unsigned *);\n"
+    )
+    both = tmp_path / "both.so"
+    command = ["gcc", "-O2", "-fPIC", "-shared", f"-I{SIMK_INCLUDE}", tmp_path / "a.c", tmp_path / "b.c", "-o", both]
+    subprocess.run(command, check=True, timeout=60)
+    facts, _ = script(
+        """
+a, b = device(4 * 12), device(4 * 12)
+r = [launch(kernel(lib, "whoami"), (3,), (4,), a), launch(kernel(lib, "early_exit"), (3,), (4,), b), sync()]
+answer(r=r, a=fetch(a, "u4", 12).tolist(), b=fetch(b, "u4", 12).tolist())
+""",
+        kernels=both,
+    )
+    assert facts == {"r": [0, 0, 0], "a": [100 + i for i in range(12)], "b": [4] * 12}
+
+
+def test_two_streams_run_the_same_kernel_at_once(script):
+    """Shared memory and thread indices belong to a launch, not to the process."""
+    facts, _ = script(
+        """
+import threading
+k = kernel(lib, "block_sum")
+n, blocks, rounds = 64, 20, 10
+wrong = []
+def work(seed):
+    cu("cuCtxSetCurrent", context.handle)
+    s = handle()
+    cu("cuStreamCreate", ref(s), 1)
+    data = np.random.default_rng(seed).integers(-1000, 1000, n * blocks, dtype="i4")
+    p, out = device(data.tobytes()), device(8 * blocks)
+    for _ in range(rounds):
+        if launch(k, (blocks,), (n,), p, out, shared=8 * n, stream=s.value) or code("cuStreamSynchronize", s):
+            wrong.append("error")
+        if fetch(out, "i8", blocks).tolist() != data.reshape(blocks, n).sum(1, dtype="i8").tolist():
+            wrong.append(seed)
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+answer(wrong=wrong)
+"""
+    )
+    assert facts == {"wrong": []}
+
+
+def test_compiler_logs_are_empty(run_sim, tmp_path):
+    (tmp_path / "plain.ptx").write_text(PTX)
+    facts, _ = run_script(
+        run_sim,
+        """
+context = Ctx()
+text = open(sys.argv[1], "rb").read()
+m, log = handle(), ctypes.create_string_buffer(b"x" * 64, 64)
+options = (ctypes.c_uint * 3)(5, 6, 0)  # ERROR_LOG_BUFFER, its size, MAX_REGISTERS
+values = (ctypes.c_void_p * 3)(ctypes.addressof(log), 64, 32)
+r = code("cuModuleLoadDataEx", ref(m), text, 3, options, values)
+answer(r=r, size=values[1] or 0, registers=values[2])
+""",
+        tmp_path / "plain.ptx",
+    )
+    assert facts == {"r": 0, "size": 0, "registers": 32}

@@ -263,7 +263,7 @@ RT(cudaDeviceCanAccessPeer, (int *canAccessPeer, int device, int peerDevice), (c
     return rt_error(rt.cuDeviceCanAccessPeer(canAccessPeer, device, peerDevice));
 }
 
-static cudaError_t primary_of(int device, CUcontext *out)
+cudaError_t rt_primary(int device, CUcontext *out)
 {
     CUcontext before = NULL;
     int old = rt_thread.device;
@@ -280,14 +280,14 @@ static cudaError_t primary_of(int device, CUcontext *out)
 RT(cudaDeviceEnablePeerAccess, (int peerDevice, unsigned int flags), (peerDevice, flags))
 {
     CUcontext peer;
-    RT_NEED(primary_of(peerDevice, &peer));
+    RT_NEED(rt_primary(peerDevice, &peer));
     return rt_error(rt.cuCtxEnablePeerAccess(peer, flags));
 }
 
 RT(cudaDeviceDisablePeerAccess, (int peerDevice), (peerDevice))
 {
     CUcontext peer;
-    RT_NEED(primary_of(peerDevice, &peer));
+    RT_NEED(rt_primary(peerDevice, &peer));
     return rt_error(rt.cuCtxDisablePeerAccess(peer));
 }
 

@@ -212,3 +212,28 @@ RT(cudaPointerGetAttributes, (struct cudaPointerAttributes * attributes, const v
     attributes->hostPointer = host;
     return cudaSuccess;
 }
+
+_Static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(CUipcMemHandle), "the runtime's IPC handle is the driver's");
+
+RT(cudaIpcGetMemHandle, (cudaIpcMemHandle_t * handle, void *devPtr), (handle, devPtr))
+{
+    RT_CALL(rt.cuIpcGetMemHandle((CUipcMemHandle *)handle, ptr(devPtr)));
+}
+
+RT(cudaIpcOpenMemHandle, (void **devPtr, cudaIpcMemHandle_t handle, unsigned int flags), (devPtr, handle, flags))
+{
+    CUdeviceptr p = 0;
+    CUipcMemHandle h;
+    if (!devPtr)
+        return cudaErrorInvalidValue;
+    memcpy(&h, &handle, sizeof h);
+    RT_NEED(rt_context());
+    RT_NEED(rt_error(rt.cuIpcOpenMemHandle(&p, h, flags)));
+    *devPtr = (void *)(uintptr_t)p;
+    return cudaSuccess;
+}
+
+RT(cudaIpcCloseMemHandle, (void *devPtr), (devPtr))
+{
+    RT_CALL(rt.cuIpcCloseMemHandle(ptr(devPtr)));
+}

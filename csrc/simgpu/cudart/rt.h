@@ -47,6 +47,8 @@ cudaError_t rt_context(void);
 /* The runtime's errors have the driver's numbers (driver_types.h). */
 static inline cudaError_t rt_error(CUresult r) { return (cudaError_t)r; }
 
+/* The primary context of a device; the current one stays current. */
+cudaError_t rt_primary(int device, CUcontext *out);
 /* The kernel behind a host stub or a cudaKernel_t; cudaErrorInvalidDeviceFunction. */
 cudaError_t rt_kernel(const void *function, CUkernel *out);
 /* Its function in the current context. */

@@ -107,6 +107,7 @@ struct simk_registry simk_registry = {
 #define __noinline__ __attribute__((noinline))
 #endif
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define SIM_DYNAMIC_SHARED(type, name) type *const name = (type *)simk_self.shared
 
