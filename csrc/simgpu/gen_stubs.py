@@ -19,6 +19,7 @@ from pathlib import Path
 
 TYPEDEFS = ["cudaTypedefs.h", "cudaGLTypedefs.h", "cudaEGLTypedefs.h", "cudaVDPAUTypedefs.h", "cudaProfilerTypedefs.h"]
 HEADERS = ["cuda.h", "cudaGL.h", "cudaEGL.h", "cudaVDPAU.h", "cudaProfiler.h"]
+NOT_EXPORTED = {"cuGetProcAddress_v2_ptsz", "cuWGLGetDevice"}
 PFN = re.compile(r"\*\s*PFN_(cu\w+?)_v(\d+)(_ptds|_ptsz)?\s*\)")
 
 
@@ -28,7 +29,10 @@ def read(folder: Path, names: list[str]) -> str:
 
 
 def declared_symbols(text: str) -> set[str]:
-    """Every ELF name that the headers declare, after their own renaming macros."""
+    """Every ELF name that the headers declare, after their own renaming macros.
+
+    Left out: an inline function that a macro names, and what exists on another system only.
+    """
     names = set(re.findall(r"CUresult\s+CUDAAPI\s+(cu\w+)\s*\(", text))
     for line in re.findall(r"^\s*#\s*define\s+cu\w+\s+(.+)$", text, re.M):
         for ptds, ptsz, plain in re.findall(r"__CUDA_API_PTDS\((cu\w+)\)|__CUDA_API_PTSZ\((cu\w+)\)|^(cu\w+)", line.strip()):
@@ -37,7 +41,7 @@ def declared_symbols(text: str) -> set[str]:
             else:
                 base = ptds or ptsz
                 names.update({base, base + ("_ptds" if ptds else "_ptsz")})
-    return names
+    return names - NOT_EXPORTED
 
 
 def rows(folder: Path, declared: set[str]) -> list[tuple[str, int, bool, str]]:
@@ -53,7 +57,7 @@ def rows(folder: Path, declared: set[str]) -> list[tuple[str, int, bool, str]]:
     # cudaProfiler.h is in no wheel; its three entries have one version each.
     unchecked = set(re.findall(PFN, read(folder, ["cudaProfilerTypedefs.h"])))
     unchecked = set() if (folder / "cudaProfiler.h").exists() else {n for n, _, _ in unchecked}
-    for name in sorted(set(plain) | set(threaded)):
+    for name in sorted((set(plain) | set(threaded)) - NOT_EXPORTED):
         versions = sorted(plain[name])
 
         def symbol(order: int, name: str = name) -> str:

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Graphs: nodes, instantiation, launch, update. Called by applications and by capture.c.
- * Rules: a graph is edited, an executable holds a frozen program; a launch is one task that runs the program's nodes in
- * an order that respects the edges. Nodes that were given parameters can be asked for them.
+/* Graphs: nodes, edges, parameters. Called by applications and by capture.c; executables are graph_exec.c.
+ * Rules: nodes that were given parameters can be asked for them, captured ones cannot.
  */
 #include "graph.h"
 
@@ -55,9 +54,9 @@ CUresult sim_graph_add(CUgraph g, CUgraphNodeType kind, struct sim_work *w, CUgr
     return CUDA_SUCCESS;
 }
 
+/* No lock held: dropping the operation may end a module, which takes it. The node is not registered any more. */
 static void node_free(CUgraphNode n)
 {
-    sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)n);
     sim_work_drop(n->work);
     free(n->needs);
     free(n);
@@ -87,11 +86,13 @@ SIM_API CUresult cuGraphDestroy(CUgraph hGraph)
     if (g) {
         sim_object_drop(SIM_GRAPH, (uint64_t)(uintptr_t)g);
         for (unsigned i = 0; i < g->count; i++)
-            node_free(g->nodes[i]);
+            sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)g->nodes[i]);
     }
     sim_give();
     if (!g)
         return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < g->count; i++)
+        node_free(g->nodes[i]);
     sim_graph_memory_drop(g->memory);
     free(g->nodes);
     free(g);
@@ -124,9 +125,9 @@ static CUresult add(CUgraphNode *out, CUgraph g, const CUgraphNode *deps, size_t
     CUgraphNode n;
     sim_take();
     CUresult r = out ? check(&g, deps, count) : CUDA_ERROR_INVALID_VALUE;
-    if (r)
-        sim_work_drop(w);
-    else
+    if (!r && w)
+        sim_work_ref(w); /* ours is let go below, outside the lock */
+    if (!r)
         r = sim_graph_add(g, op.kind, w, deps, (unsigned)count, &n);
     if (!r) {
         if (described) {
@@ -137,6 +138,7 @@ static CUresult add(CUgraphNode *out, CUgraph g, const CUgraphNode *deps, size_t
         *out = n;
     }
     sim_give();
+    sim_work_drop(w);
     return r;
 }
 
@@ -171,7 +173,7 @@ static CUresult run_host(void *arg)
     return CUDA_SUCCESS;
 }
 
-static CUresult host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *op)
+CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *op)
 {
     if (!p || !p->fn)
         return CUDA_ERROR_INVALID_VALUE;
@@ -188,7 +190,7 @@ SIM_API CUresult cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, co
 {
     SIM_ENTRY();
     struct sim_op op;
-    CUresult r = host_op(nodeParams, &op);
+    CUresult r = sim_host_op(nodeParams, &op);
     return r ? r : add(phGraphNode, hGraph, dependencies, numDependencies, op, NULL, nodeParams, sizeof *nodeParams);
 }
 
@@ -275,7 +277,7 @@ SIM_API CUresult cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NOD
 {
     SIM_ENTRY();
     struct sim_op op;
-    CUresult r = host_op(nodeParams, &op);
+    CUresult r = sim_host_op(nodeParams, &op);
     return r ? r : set_params(hNode, op, nodeParams, sizeof *nodeParams);
 }
 
@@ -310,9 +312,11 @@ SIM_API CUresult cuGraphDestroyNode(CUgraphNode hNode)
             g->nodes[kept++] = o;
         }
         g->count = kept;
-        node_free(n);
+        sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)n);
     }
     sim_give();
+    if (n)
+        node_free(n);
     return n ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -384,6 +388,89 @@ SIM_API CUresult cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNo
     return edges(hGraph, from, to, edgeData, numEdges);
 }
 
+/* The nodes that one depends on, or that depend on it. */
+static CUresult neighbours(CUgraphNode handle, CUgraphNode *out, CUgraphEdgeData *data, size_t *count, bool dependents)
+{
+    sim_take();
+    CUgraphNode n = count ? node_of(handle) : NULL;
+    if (n) {
+        size_t found = 0;
+        for (unsigned i = 0; i < n->graph->count; i++) {
+            CUgraphNode o = n->graph->nodes[i];
+            CUgraphNode from = dependents ? o : n, to = dependents ? n : o;
+            for (unsigned k = 0; k < from->needed; k++)
+                if (from->needs[k] == to) {
+                    if (out && found < *count) {
+                        out[found] = o;
+                        if (data)
+                            memset(&data[found], 0, sizeof data[found]);
+                    }
+                    found++;
+                }
+        }
+        *count = out && found > *count ? *count : found;
+    }
+    sim_give();
+    return n ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM_API CUresult cuGraphNodeGetDependencies(CUgraphNode hNode, CUgraphNode *dependencies, size_t *numDependencies)
+{
+    SIM_ENTRY();
+    return neighbours(hNode, dependencies, NULL, numDependencies, false);
+}
+
+SIM_API CUresult cuGraphNodeGetDependencies_v2(CUgraphNode hNode, CUgraphNode *dependencies, CUgraphEdgeData *edgeData, size_t *numDependencies)
+{
+    SIM_ENTRY();
+    return neighbours(hNode, dependencies, edgeData, numDependencies, false);
+}
+
+SIM_API CUresult cuGraphNodeGetDependentNodes(CUgraphNode hNode, CUgraphNode *dependentNodes, size_t *numDependentNodes)
+{
+    SIM_ENTRY();
+    return neighbours(hNode, dependentNodes, NULL, numDependentNodes, true);
+}
+
+SIM_API CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dependentNodes, CUgraphEdgeData *edgeData, size_t *numDependentNodes)
+{
+    SIM_ENTRY();
+    return neighbours(hNode, dependentNodes, edgeData, numDependentNodes, true);
+}
+
+static CUresult independ(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, size_t count)
+{
+    sim_take();
+    CUgraph g = graph_of(handle);
+    CUresult r = g && (!count || (from && to)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; !r && i < count; i++) {
+        CUgraphNode n = node_of(to[i]);
+        unsigned k = 0;
+        while (n && n->graph == g && k < n->needed && n->needs[k] != from[i])
+            k++;
+        if (!n || n->graph != g || k == n->needed)
+            r = CUDA_ERROR_INVALID_VALUE; /* no such edge */
+        else
+            n->needs[k] = n->needs[--n->needed];
+    }
+    sim_give();
+    return r;
+}
+
+SIM_API CUresult cuGraphRemoveDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to, size_t numDependencies)
+{
+    SIM_ENTRY();
+    return independ(hGraph, from, to, numDependencies);
+}
+
+SIM_API CUresult cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
+                                              const CUgraphEdgeData *edgeData, size_t numDependencies)
+{
+    SIM_ENTRY();
+    (void)edgeData; /* all edges are alike */
+    return independ(hGraph, from, to, numDependencies);
+}
+
 static CUresult depend(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, size_t count)
 {
     sim_take();
@@ -423,223 +510,3 @@ SIM_API CUresult cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *fr
     (void)edgeData; /* every edge waits for the whole node */
     return depend(hGraph, from, to, numDependencies);
 }
-
-/* ---- programs */
-
-static void program_drop(struct sim_program *p)
-{
-    if (!p || atomic_fetch_sub(&p->refs, 1) != 1)
-        return;
-    for (unsigned i = 0; i < p->count; i++)
-        sim_work_drop(p->works[i]);
-    sim_graph_memory_drop(p->memory);
-    free(p->works);
-    free(p->kinds);
-    free(p->needed);
-    free(p);
-}
-
-/* [locked] The nodes in an order that respects the edges; NULL with *cycle set, or out of memory. */
-static struct sim_program *compile(CUgraph g, bool *cycle)
-{
-    static unsigned walks;
-    unsigned mark = 0x80000000u | ++walks;
-    *cycle = false;
-    struct sim_program *p = calloc(1, sizeof *p);
-    if (!p)
-        return NULL;
-    atomic_init(&p->refs, 1);
-    unsigned room = g->count ? g->count : 1;
-    p->works = calloc(room, sizeof *p->works);
-    p->kinds = calloc(room, sizeof *p->kinds);
-    p->needed = calloc(room, sizeof *p->needed);
-    if (!p->works || !p->kinds || !p->needed) {
-        program_drop(p);
-        return NULL;
-    }
-    for (bool progress = true; p->count < g->count && progress;) {
-        progress = false;
-        for (unsigned i = 0; i < g->count; i++) {
-            CUgraphNode n = g->nodes[i];
-            bool free_to_go = n->mark != mark;
-            for (unsigned k = 0; free_to_go && k < n->needed; k++)
-                free_to_go = n->needs[k]->mark == mark;
-            if (!free_to_go)
-                continue;
-            n->mark = mark;
-            progress = true;
-            if (n->work)
-                sim_work_ref(n->work);
-            p->works[p->count] = n->work;
-            p->kinds[p->count] = n->kind;
-            p->needed[p->count++] = n->needed;
-        }
-    }
-    if (p->count < g->count) {
-        *cycle = true;
-        program_drop(p);
-        return NULL;
-    }
-    p->memory = g->memory;
-    if (p->memory)
-        atomic_fetch_add(&p->memory->refs, 1);
-    return p;
-}
-
-static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long flags)
-{
-    bool cycle = false;
-    if (!out || flags & ~(unsigned long long)(CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |
-                                              CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY))
-        return CUDA_ERROR_INVALID_VALUE;
-    CUgraphExec e = calloc(1, sizeof *e);
-    if (!e)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    e->flags = flags;
-    sim_take();
-    CUgraph g = graph_of(handle);
-    e->program = g ? compile(g, &cycle) : NULL;
-    CUresult r = !g || cycle ? CUDA_ERROR_INVALID_VALUE : e->program ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-    if (!r && !sim_object_add(SIM_EXEC, (uint64_t)(uintptr_t)e, e))
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    sim_give();
-    if (r) {
-        program_drop(e->program);
-        free(e);
-        return r;
-    }
-    *out = e;
-    return CUDA_SUCCESS;
-}
-
-SIM_API CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
-{
-    SIM_ENTRY();
-    if (phErrorNode)
-        *phErrorNode = NULL;
-    if (logBuffer && bufferSize)
-        *logBuffer = 0;
-    return instantiate(phGraphExec, hGraph, 0);
-}
-
-SIM_API CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
-{
-    return cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
-}
-
-SIM_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags)
-{
-    SIM_ENTRY();
-    return instantiate(phGraphExec, hGraph, flags);
-}
-
-static CUresult with_params(CUgraphExec *out, CUgraph g, CUDA_GRAPH_INSTANTIATE_PARAMS *p)
-{
-    if (!p)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult r = instantiate(out, g, p->flags);
-    p->hErrNode_out = NULL;
-    p->result_out = r ? CUDA_GRAPH_INSTANTIATE_ERROR : CUDA_GRAPH_INSTANTIATE_SUCCESS;
-    return r;
-}
-
-SIM_API CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)
-{
-    SIM_ENTRY();
-    sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec);
-    if (e)
-        sim_object_drop(SIM_EXEC, (uint64_t)(uintptr_t)e);
-    sim_give();
-    if (!e)
-        return CUDA_ERROR_INVALID_VALUE;
-    program_drop(e->program);
-    free(e);
-    return CUDA_SUCCESS;
-}
-
-SIM_API CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags)
-{
-    SIM_ENTRY();
-    sim_take();
-    CUgraphExec e = flags ? sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec) : NULL;
-    if (e)
-        *flags = e->flags;
-    sim_give();
-    return e ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-SIM_API CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo)
-{
-    SIM_ENTRY();
-    bool cycle = false, same = false;
-    sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec);
-    CUgraph g = graph_of(hGraph);
-    struct sim_program *p = e && g && resultInfo ? compile(g, &cycle) : NULL;
-    if (p) {
-        struct sim_program *old = e->program;
-        same = p->count == old->count;
-        for (unsigned i = 0; same && i < p->count; i++)
-            same = p->kinds[i] == old->kinds[i] && p->needed[i] == old->needed[i];
-        if (same) {
-            e->program = p;
-            p = old;
-        }
-    }
-    sim_give();
-    if (!e || !g || !resultInfo)
-        return CUDA_ERROR_INVALID_VALUE;
-    bool made = p != NULL;
-    program_drop(p);
-    memset(resultInfo, 0, sizeof *resultInfo);
-    resultInfo->result = same ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
-    if (same)
-        return CUDA_SUCCESS;
-    return made || cycle ? CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE : CUDA_ERROR_OUT_OF_MEMORY;
-}
-
-static CUresult run_program(void *arg)
-{
-    const struct sim_program *p = arg;
-    CUresult r = CUDA_SUCCESS;
-    for (unsigned i = 0; i < p->count && !r; i++)
-        if (p->works[i])
-            r = p->works[i]->op.run(p->works[i]->op.arg);
-    return r;
-}
-
-static void drop_program(void *arg)
-{
-    program_drop(arg);
-}
-
-static CUresult launch(CUgraphExec handle, CUstream stream, bool pt)
-{
-    sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)handle);
-    struct sim_program *p = e ? e->program : NULL;
-    if (p)
-        atomic_fetch_add(&p->refs, 1);
-    sim_give();
-    if (!p)
-        return CUDA_ERROR_INVALID_VALUE;
-    /* Launched into a capturing stream it becomes a child graph node. */
-    return sim_enqueue(stream, pt, (struct sim_op){run_program, drop_program, p, CU_GRAPH_NODE_TYPE_GRAPH});
-}
-
-static CUresult upload(CUgraphExec handle)
-{
-    sim_take();
-    bool ok = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)handle) != NULL;
-    sim_give();
-    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-#define GRAPH_ENTRIES(suffix, pt) \
-    SIM_API CUresult cuGraphLaunch##suffix(CUgraphExec e, CUstream s) { SIM_ENTRY(); return launch(e, s, pt); } \
-    SIM_API CUresult cuGraphUpload##suffix(CUgraphExec e, CUstream s) { SIM_ENTRY(); (void)s; return upload(e); } \
-    SIM_API CUresult cuGraphInstantiateWithParams##suffix(CUgraphExec *out, CUgraph g, CUDA_GRAPH_INSTANTIATE_PARAMS *p) \
-    { SIM_ENTRY(); return with_params(out, g, p); }
-GRAPH_ENTRIES(, false)
-GRAPH_ENTRIES(_ptsz, true)

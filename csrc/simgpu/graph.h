@@ -44,6 +44,7 @@ struct sim_program {
     struct sim_work **works;
     CUgraphNodeType *kinds;
     unsigned *needed;
+    CUgraphNode *nodes; /* only compared: the graph may be gone */
     struct sim_graph_memory *memory;
 };
 
@@ -72,7 +73,8 @@ CUresult sim_capture_empty(CUstream s, CUgraphNodeType kind);
 bool sim_tips_set(CUstream s, CUgraphNode const *nodes, unsigned count);
 bool sim_tips_add(CUstream s, CUgraphNode const *nodes, unsigned count);
 
-/* Operations from parameters, for graph nodes (copy.c, memset.c). Validate now. */
+/* Operations from parameters, for graph nodes (copy_entries.c, memset.c, graph.c). Validated now. */
+CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *out);
 CUresult sim_copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, struct sim_op *out);
 CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, struct sim_op *out);
 

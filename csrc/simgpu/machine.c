@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Budgets between processes. Compiled into the driver and into NVML.
  * Rules: only the owner writes its slot; everything under flock plus a process-local mutex (flock does not exclude
- * threads that share a descriptor); a slot counts only while a process with that pid *and* start time lives.
+ * threads that share a descriptor); a slot counts only while a process with that pid *and* start time lives *and*
+ * somebody holds the slot's file lock: exec keeps pid and start time but drops the lock, a forked child keeps the lock.
  */
 #define _GNU_SOURCE
 #include "machine.h"
@@ -79,14 +80,26 @@ static void lock_file(int f)
         ;
 }
 
-/* Free the slots of the dead. With the lock held. Returns how many slots are taken afterwards. */
-static unsigned reap(struct machine *m)
+/* The lock of one slot: a byte of the file, on our open file description. */
+static struct flock slot_lock(const struct machine *m, const struct slot *s, short type)
+{
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = s - m->slots, .l_len = 1};
+}
+
+static bool held(const struct machine *m, const struct slot *s, int f)
+{
+    struct flock l = slot_lock(m, s, F_WRLCK);
+    return fcntl(f, F_OFD_GETLK, &l) || l.l_type != F_UNLCK;
+}
+
+/* Free the slots of the dead. With the lock of the file `f` held. Returns how many slots are taken afterwards. */
+static unsigned reap(struct machine *m, int f)
 {
     unsigned taken = 0;
     for (struct slot *s = m->slots; s < m->slots + SLOTS; s++) {
         if (!s->pid)
             continue;
-        if (s == mine || start_of(s->pid) == s->start)
+        if (s == mine || (start_of(s->pid) == s->start && held(m, s, f)))
             taken++;
         else
             memset(s, 0, sizeof *s);
@@ -139,7 +152,7 @@ static int join_locked(void)
     struct machine *m = open_locked(true, &f);
     if (!m)
         return -1;
-    if (m->magic != MAGIC || reap(m) == 0) { /* ours to shape */
+    if (m->magic != MAGIC || reap(m, f) == 0) { /* ours to shape */
         memset(m, 0, sizeof *m);
         m->magic = MAGIC;
         m->vram = c->vram;
@@ -165,6 +178,8 @@ static int join_locked(void)
         return -1;
     }
     memset(s, 0, sizeof *s);
+    struct flock l = slot_lock(m, s, F_WRLCK);
+    fcntl(f, F_OFD_SETLK, &l); /* free: its last owner is dead */
     s->start = start_of(getpid());
     s->pid = getpid();
     flock(f, LOCK_UN);
@@ -192,7 +207,7 @@ void sim_machine_leave(void)
         lock_file(fd);
         memset(mine, 0, sizeof *mine);
         mine = NULL;
-        if (reap(shared) == 0) {
+        if (reap(shared, fd) == 0) {
             char path[160];
             path_of(path, sizeof path);
             unlink(path);
@@ -230,7 +245,7 @@ bool sim_machine_charge(int tier, uint64_t bytes)
         uint64_t capacity = tier < 0 ? shared->ram : shared->vram;
         uint64_t used = sum(shared, tier);
         if (used > capacity || bytes > capacity - used) { /* the dead are worth a look only when it matters */
-            reap(shared);
+            reap(shared, fd);
             used = sum(shared, tier);
         }
         ok = used <= capacity && bytes <= capacity - used;
@@ -260,13 +275,13 @@ static void with_machine(void (*look)(struct machine *, void *), void *arg)
     pthread_mutex_lock(&mutex);
     if (shared) {
         lock_file(fd);
-        reap(shared);
+        reap(shared, fd);
         look(shared, arg);
         flock(fd, LOCK_UN);
     } else {
         int f;
         struct machine *m = open_locked(false, &f);
-        bool live = m && m->magic == MAGIC && reap(m) > 0;
+        bool live = m && m->magic == MAGIC && reap(m, f) > 0;
         look(live ? m : NULL, arg);
         if (m) {
             flock(f, LOCK_UN);

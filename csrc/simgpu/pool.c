@@ -32,6 +32,7 @@ struct CUmemPoolHandle_st {
 
 static CUmemoryPool pools;                          /* [locked] */
 static CUmemoryPool defaults[SIM_MAX_DEVICES], current[SIM_MAX_DEVICES];
+static uint64_t graph_bytes[SIM_MAX_DEVICES], graph_high[SIM_MAX_DEVICES]; /* [locked] held by graphs */
 
 static CUmemoryPool pool_new(CUmemLocation location)
 {
@@ -236,6 +237,8 @@ static void take_back(CUmemoryPool p, struct block *b, struct sim_task *freed, u
     free(b->map);
     b->map = NULL;
     b->used = false;
+    if (b->graph && p->tier >= 0)
+        graph_bytes[p->tier] -= b->size;
     b->graph = NULL;
     b->stream = stream;
     sim_task_drop(b->freed);
@@ -290,6 +293,8 @@ static CUresult alloc(CUdeviceptr *out, size_t bytes, CUmemoryPool handle, bool 
         if (!r) {
             grown[(*home)->count++] = b->base;
             b->graph = *home;
+            if (p->tier >= 0 && (graph_bytes[p->tier] += b->size) > graph_high[p->tier])
+                graph_high[p->tier] = graph_bytes[p->tier];
         }
     } else if (!r) {
         if (s->legacy)
@@ -378,6 +383,21 @@ void sim_graph_memory_drop(struct sim_graph_memory *m)
         sim_pool_free_now(m->owned[i]);
     free(m->owned);
     free(m);
+}
+
+uint64_t sim_graph_memory_bytes(int device, bool high)
+{
+    sim_take();
+    uint64_t n = high ? graph_high[device] : graph_bytes[device];
+    sim_give();
+    return n;
+}
+
+void sim_graph_memory_reset(int device)
+{
+    sim_take();
+    graph_high[device] = graph_bytes[device];
+    sim_give();
 }
 
 #define POOL_ENTRIES(suffix, pt) \

@@ -182,6 +182,9 @@ CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already
 void sim_pools_sync(int device); /* after a host-side wait: release above the threshold; no lock held */
 CUresult sim_pool_free_now(CUdeviceptr p); /* cuMemFree of a pool's allocation, after draining */
 
+uint64_t sim_graph_memory_bytes(int device, bool high); /* held by graphs now, or at most since the last reset */
+void sim_graph_memory_reset(int device);
+
 /* ---- copies (copy.c) */
 uint64_t sim_cost_ns(bool over_link, uint64_t bytes);
 

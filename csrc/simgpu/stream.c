@@ -224,6 +224,8 @@ static CUresult property_of(CUstream handle, bool pt, struct property *out)
     SIM_API CUresult cuStreamSynchronize##suffix(CUstream s) { SIM_ENTRY(); return synchronize(s, pt); } \
     SIM_API CUresult cuLaunchHostFunc##suffix(CUstream s, CUhostFn fn, void *data) \
     { SIM_ENTRY(); return host(s, pt, (struct host_call){.fn = fn, .data = data}); } \
+    SIM_API CUresult cuLaunchHostFunc_v2##suffix(CUstream s, CUhostFn fn, void *data, unsigned int mode) \
+    { SIM_ENTRY(); (void)mode; return host(s, pt, (struct host_call){.fn = fn, .data = data}); } \
     SIM_API CUresult cuStreamAddCallback##suffix(CUstream s, CUstreamCallback callback, void *data, unsigned int flags) \
     { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE \
                                 : host(s, pt, (struct host_call){.callback = callback, .stream = s, .data = data}); }

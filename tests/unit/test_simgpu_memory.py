@@ -462,6 +462,30 @@ def test_exited_process_gives_everything_back(simgpu):
     """, vram="64M")
 
 
+def test_exec_gives_everything_back(simgpu):
+    drive(simgpu, """
+        code = "from simgpu_client import *; start(); alloc(40 * MIB); os.execv(sys.executable, ['python', '-c', \\"print('new', flush=True); input()\\"])"
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "new\\n"
+        start()
+        assert used() == 0, "same pid, same start time, another program"
+        alloc(60 * MIB)
+        child.communicate("\\n")
+    """, vram="64M")
+
+
+def test_forked_child_does_not_keep_the_share_of_a_killed_parent(simgpu):
+    drive(simgpu, """
+        code = "from simgpu_client import *; start(); alloc(40 * MIB); p = os.fork()\\nif p: print(p, flush=True)\\ntime.sleep(60)"
+        parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        child = int(parent.stdout.readline())
+        parent.kill(); parent.wait()
+        start()
+        assert used() == 0
+        os.kill(child, signal.SIGKILL)
+    """, vram="64M")
+
+
 def test_two_processes_at_once_cannot_share_a_byte(simgpu):
     drive(simgpu, """
         code = "from simgpu_client import *; start(); n = 0\\nwhile call('cuMemAlloc_v2', C.byref(C.c_uint64()), 2 * MIB, want=(OK, OOM)) == OK: n += 1\\nprint(n, flush=True); sys.stdin.read()"

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Entries with nothing to do here that programs expect to succeed: hints about managed memory, profiler marks, stream
+ * attributes, log callbacks, bookkeeping of graph memory. Called by applications.
+ * Rules: arguments are checked as strictly as elsewhere; a hint has no effect.
+ */
+#include "state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static CUresult managed(CUdeviceptr p, size_t n)
+{
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    struct sim_map *m = sim_map_find(p);
+    bool ok = n && m && m->kind == SIM_MAP_MANAGED && n <= m->base + m->size - p;
+    sim_give();
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+static bool place_ok(CUmemLocation l)
+{
+    return l.type == CU_MEM_LOCATION_TYPE_DEVICE ? sim_device_ok(l.id)
+           : l.type == CU_MEM_LOCATION_TYPE_HOST || l.type == CU_MEM_LOCATION_TYPE_HOST_NUMA || l.type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT;
+}
+
+static CUresult advise(CUdeviceptr p, size_t n, CUmem_advise advice, bool place)
+{
+    if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY)
+        return CUDA_ERROR_INVALID_VALUE;
+    bool ignores_place = advice == CU_MEM_ADVISE_SET_READ_MOSTLY || advice == CU_MEM_ADVISE_UNSET_READ_MOSTLY ||
+                         advice == CU_MEM_ADVISE_UNSET_PREFERRED_LOCATION;
+    return !place && !ignores_place ? CUDA_ERROR_INVALID_DEVICE : managed(p, n);
+}
+
+SIM_API CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUdevice device)
+{
+    SIM_ENTRY();
+    return advise(devPtr, count, advice, device == CU_DEVICE_CPU || sim_device_ok(device));
+}
+
+SIM_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location)
+{
+    SIM_ENTRY();
+    return advise(devPtr, count, advice, place_ok(location));
+}
+
+/* Queues an empty operation, so that a bad stream or a broken capture is answered as elsewhere. */
+static CUresult nothing(void *arg)
+{
+    (void)arg;
+    return CUDA_SUCCESS;
+}
+
+static CUresult hint(CUdeviceptr p, size_t n, bool place, CUstream s, bool pt)
+{
+    if (!place)
+        return CUDA_ERROR_INVALID_DEVICE;
+    CUresult r = managed(p, n);
+    return r ? r : sim_enqueue(s, pt, (struct sim_op){nothing, NULL, NULL, CU_GRAPH_NODE_TYPE_EMPTY});
+}
+
+/* ---- stream attributes: kept, not acted on */
+
+struct kept {
+    struct kept *next;
+    uint64_t stream; /* its id: never used again */
+    CUstreamAttrID attr;
+    CUstreamAttrValue value;
+};
+static struct kept *attributes; /* [locked] */
+
+static bool attribute_ok(CUstreamAttrID a)
+{
+    return a == CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW || a == CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY ||
+           a == CU_LAUNCH_ATTRIBUTE_PRIORITY || a == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN || a == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP;
+}
+
+/* [locked] */
+static struct kept *attribute_of(uint64_t stream, CUstreamAttrID a, bool make)
+{
+    struct kept *k = attributes;
+    while (k && (k->stream != stream || k->attr != a))
+        k = k->next;
+    if (!k && make && (k = calloc(1, sizeof *k))) {
+        k->stream = stream;
+        k->attr = a;
+        k->next = attributes;
+        attributes = k;
+    }
+    return k;
+}
+
+static CUresult attribute(CUstream handle, bool pt, CUstreamAttrID a, CUstreamAttrValue *out, const CUstreamAttrValue *in)
+{
+    CUcontext ctx;
+    CUstream s;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!attribute_ok(a) || (!out && !in))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_take();
+    r = sim_stream_find(handle, pt, &s);
+    if (!r && a == CU_LAUNCH_ATTRIBUTE_PRIORITY) {
+        if (in)
+            s->priority = in->priority;
+        else
+            out->priority = s->priority;
+    } else if (!r) {
+        struct kept *k = attribute_of(s->id, a, in != NULL);
+        if (in && k)
+            k->value = *in;
+        else if (in)
+            r = CUDA_ERROR_OUT_OF_MEMORY;
+        else if (k)
+            *out = k->value;
+        else
+            memset(out, 0, sizeof *out);
+    }
+    sim_give();
+    return r;
+}
+
+static CUresult copy_attributes(CUstream dst, CUstream src, bool pt)
+{
+    CUcontext ctx;
+    CUstream a, b;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    sim_take();
+    r = sim_stream_find(dst, pt, &a);
+    if (!r)
+        r = sim_stream_find(src, pt, &b);
+    for (struct kept *k = r ? NULL : attributes; k; k = k->next)
+        if (k->stream == b->id) {
+            struct kept *mine = attribute_of(a->id, k->attr, true);
+            if (mine)
+                mine->value = k->value;
+        }
+    sim_give();
+    return r;
+}
+
+#define HINT_ENTRIES(suffix, pt) \
+    SIM_API CUresult cuMemPrefetchAsync##suffix(CUdeviceptr p, size_t n, CUdevice dev, CUstream s) \
+    { SIM_ENTRY(); return hint(p, n, dev == CU_DEVICE_CPU || sim_device_ok(dev), s, pt); } \
+    SIM_API CUresult cuMemPrefetchAsync_v2##suffix(CUdeviceptr p, size_t n, CUmemLocation l, unsigned int flags, CUstream s) \
+    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE : hint(p, n, place_ok(l), s, pt); } \
+    SIM_API CUresult cuStreamAttachMemAsync##suffix(CUstream s, CUdeviceptr p, size_t n, unsigned int flags) \
+    { SIM_ENTRY(); return flags & ~7u || !flags ? CUDA_ERROR_INVALID_VALUE : hint(p, n ? n : 1, true, s, pt); } \
+    SIM_API CUresult cuStreamGetAttribute##suffix(CUstream s, CUstreamAttrID a, CUstreamAttrValue *v) \
+    { SIM_ENTRY(); return attribute(s, pt, a, v, NULL); } \
+    SIM_API CUresult cuStreamSetAttribute##suffix(CUstream s, CUstreamAttrID a, const CUstreamAttrValue *v) \
+    { SIM_ENTRY(); return attribute(s, pt, a, NULL, v); } \
+    SIM_API CUresult cuStreamCopyAttributes##suffix(CUstream dst, CUstream src) { SIM_ENTRY(); return copy_attributes(dst, src, pt); }
+HINT_ENTRIES(, false)
+HINT_ENTRIES(_ptsz, true)
+
+/* ---- profiler marks and log callbacks: nobody listens, nothing is logged */
+
+SIM_API CUresult cuProfilerStart(void);
+SIM_API CUresult cuProfilerStart(void)
+{
+    SIM_ENTRY();
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuProfilerStop(void);
+SIM_API CUresult cuProfilerStop(void)
+{
+    SIM_ENTRY();
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData, CUlogsCallbackHandle *callback_out)
+{
+    (void)userData;
+    sim_trace(__func__); /* runtimes call it before cuInit */
+    if (!callbackFunc)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (callback_out)
+        *callback_out = (CUlogsCallbackHandle)(uintptr_t)sim_unique();
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback)
+{
+    sim_trace(__func__);
+    return callback ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* ---- memory of graphs: it comes from the pool and goes back there */
+
+SIM_API CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value)
+{
+    SIM_ENTRY();
+    if (!value || (unsigned)attr > CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    uint64_t bytes = sim_graph_memory_bytes(device, attr == CU_GRAPH_MEM_ATTR_USED_MEM_HIGH || attr == CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH);
+    memcpy(value, &bytes, sizeof bytes);
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value)
+{
+    SIM_ENTRY();
+    uint64_t v = 1;
+    if (value)
+        memcpy(&v, value, sizeof v);
+    if (v || (attr != CU_GRAPH_MEM_ATTR_USED_MEM_HIGH && attr != CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)) /* marks may only be reset */
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_graph_memory_reset(device);
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuDeviceGraphMemTrim(CUdevice device)
+{
+    SIM_ENTRY();
+    if (!sim_device_ok(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_pools_sync(device);
+    return CUDA_SUCCESS;
+}
