@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from spillshim import sizes
 
 DEFAULT_VRAM = "8G"
+DEFAULT_LINK = "25G"
+DEFAULT_HBM = "1000G"
 
 
 def _size(text: str) -> str:
@@ -65,8 +67,8 @@ KEYS: Mapping[str, tuple[Callable[[str], str], str]] = {
     "vram": (_size, "VRAM of each simulated device (default 8G)"),
     "ram": (_size, "host memory that all its processes may pin together (default 16G)"),
     "devices": (_number, "number of devices (default 1)"),
-    "link": (_rate, "bytes per second between host and device (default 25G)"),
-    "hbm": (_rate, "bytes per second of device memory (default 1000G)"),
+    "link": (_rate, f"bytes per second between host and device (default {DEFAULT_LINK})"),
+    "hbm": (_rate, f"bytes per second of device memory (default {DEFAULT_HBM})"),
     "name": (_name, "machine id; runs with the same name share its memory (default: a machine of this run alone)"),
     "driver": (_number, "cuDriverGetVersion (default 13000)"),
     "host_vmm": (_word("numa", "host", "none", "crash"), "which host location cuMemCreate accepts (default numa)"),

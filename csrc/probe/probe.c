@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* spillshim-probe: finds out how RAM can be given to the GPU on this machine. Run by the preloaded library at the first
- * byte that has to spill, and by `spillshim doctor`.
+/* spillshim-probe: finds out how RAM can be given to the GPU on this machine. Run by the preloaded library when
+ * VRAM is getting short, and by `spillshim doctor`.
  *
  *   spillshim-probe [--device N] [--library FILE] [--json]
  *   spillshim-probe --try BACKEND ...     (one attempt, in a process of its own: cuMemCreate of host memory can crash)
  *
  * One line: backend=NAME numa=N granularity=BYTES mixed_copy=0|1 host_access=0|1 detail=...
- * Exit: 0 a backend works, 3 none does, 4 no driver or no such device, 2 usage.
+ * Exit: 0 a backend works, 3 none does, 4 no driver or no such device, 5 no memory left to try (backend=untried), 2 usage.
  * Rules: a few granules of memory, plain allocations; what is printed was tried, not asked. */
 #define __CUDA_API_VERSION_INTERNAL
 #include <cuda.h>
@@ -37,11 +37,12 @@ static struct {
 } cu;
 
 static const char *const BACKENDS[] = { "host-numa", "host", "hostalloc" };
-enum { TRIES = 3, TIMEOUT_S = 20, NO_DEVICE = 4 };
+enum { TRIES = 3, TIMEOUT_S = 20, NO_DEVICE = 4, NO_MEMORY = 5 };
 /* cuda.h names these differently over the years; the numbers are the ABI. */
 enum { ATTRIBUTE_VMM = 102, ATTRIBUTE_HOST_NUMA_ID = 134, ATTRIBUTE_HOST_NUMA_VMM = 141, ATTRIBUTE_HOST_VMM = 145 };
 
 static char failure[200];
+static bool no_memory; /* something answered out-of-memory: the attempt says nothing about the backend */
 
 static const char *error_name(CUresult r)
 {
@@ -52,6 +53,8 @@ static const char *error_name(CUresult r)
 /* Remember what failed first; true on success. */
 static bool ok(CUresult r, const char *what)
 {
+    if (r == CUDA_ERROR_OUT_OF_MEMORY)
+        no_memory = true;
     if (r != CUDA_SUCCESS && !failure[0])
         snprintf(failure, sizeof failure, "%s: %s (%d)", what, error_name(r), (int)r);
     return r == CUDA_SUCCESS;
@@ -146,8 +149,8 @@ static bool try_vmm(int device, int numa, CUmemLocationType type)
     }
     unit = 2 << 20;
     if (!ok(cu.cuMemCreate(&handle[1], unit, &ram, 0), "cuMemCreate of host memory") ||
-        !ok(cu.cuMemCreate(&handle[0], unit, &vram, 0), "cuMemCreate") ||
-        !ok(cu.cuMemCreate(&handle[2], unit, &vram, 0), "cuMemCreate") ||
+        !ok(cu.cuMemCreate(&handle[0], unit, &vram, 0), "cuMemCreate of VRAM") ||
+        !ok(cu.cuMemCreate(&handle[2], unit, &vram, 0), "cuMemCreate of VRAM") ||
         !ok(cu.cuMemAddressReserve(&base, 3 * unit, 0, 0, 0), "cuMemAddressReserve"))
         return false;
     for (int i = 0; i < 3; i++)
@@ -179,7 +182,7 @@ static int attempt(const char *backend, int device, const char *library)
     if (!load(library) || !ok(cu.cuDeviceGet(&handle, device), "cuDeviceGet") ||
         !ok(cu.cuDevicePrimaryCtxRetain(&ctx, handle), "cuDevicePrimaryCtxRetain") || !ok(cu.cuCtxSetCurrent(ctx), "cuCtxSetCurrent")) {
         printf("%s", failure);
-        return 1;
+        return no_memory ? NO_MEMORY : 1;
     }
     int numa = attribute(handle, ATTRIBUTE_HOST_NUMA_ID, 0);
     bool good;
@@ -196,19 +199,19 @@ static int attempt(const char *backend, int device, const char *library)
         printf("%s", failure);
     fflush(stdout);
     /* Without the driver's exit handlers: after a failed attempt they may hang. */
-    _exit(good ? 0 : 1);
+    _exit(good ? 0 : no_memory ? NO_MEMORY : 1);
 }
 
 /* ---- all attempts ---- */
 
 struct result {
-    bool works;
+    bool works, untried;
     char text[256];
 };
 
 static struct result run_attempt(const char *self, const char *backend, const char *device, const char *library)
 {
-    struct result out = { false, "" };
+    struct result out = { false, false, "" };
     int fd[2], status = 0;
     if (pipe(fd) < 0) {
         snprintf(out.text, sizeof out.text, "pipe: %s", strerror(errno));
@@ -247,6 +250,7 @@ static struct result run_attempt(const char *self, const char *backend, const ch
     out.text[have] = 0;
     waitpid(pid, &status, 0);
     out.works = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    out.untried = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == NO_MEMORY;
     if (timed_out)
         snprintf(out.text, sizeof out.text, "no answer within %d s", TIMEOUT_S);
     else if (WIFSIGNALED(status))
@@ -326,14 +330,18 @@ static int all_attempts(const char *self, const char *device, const char *librar
                    result[i].works ? "true" : "false");
             json_string(result[i].text);
             printf("}");
-        } else if (best >= 0) {
-            break; /* the library only wants the best */
+        }
+        /* The library only wants the best; and a lesser one must not win because the better could not be tried. */
+        if (!json && (best >= 0 || result[i].untried)) {
+            if (best < 0)
+                printf("backend=untried detail=%s\n", result[i].text);
+            else
+                printf("backend=%s %s detail=tried\n", BACKENDS[best], result[best].text);
+            return best < 0 ? NO_MEMORY : 0;
         }
     }
     if (json)
         printf("], \"backend\": \"%s\"}\n", best < 0 ? "none" : BACKENDS[best]);
-    else if (best >= 0)
-        printf("backend=%s %s detail=tried\n", BACKENDS[best], result[best].text);
     else
         printf("backend=none detail=%s | %s | %s\n", result[0].text, result[1].text, result[2].text);
     return best < 0 ? 3 : 0;

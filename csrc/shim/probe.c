@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Finding the host backend: runs spillshim-probe, because some drivers crash in cuMemCreate for host memory and a guest
- * must not. Called once per process, by backing.c, at the first byte that has to spill.
+ * must not. Called once per process, by backing.c, when VRAM is getting short.
  * Rules: the program must not notice the child: no SIGCHLD, invisible to its wait(), no shared descriptors, no preload. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -156,6 +156,19 @@ static enum spill_backend backend_named(const char *text)
     return SPILL_BACKEND_UNPROBED;
 }
 
+static bool attribute(int device, int which)
+{
+    int value = 0;
+    return spill_driver()->cuDeviceGetAttribute(&value, (CUdevice_attribute)which, device) == CUDA_SUCCESS && value == 1;
+}
+
+/* CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED (12.9) and ..._HOST_VIRTUAL_... (13.0): older drivers
+ * answer an error. */
+static enum spill_backend asked_of_driver(int device)
+{
+    return attribute(device, 141) ? SPILL_BACKEND_HOST_NUMA : attribute(device, 145) ? SPILL_BACKEND_HOST : SPILL_BACKEND_HOSTALLOC;
+}
+
 void spill_probe_run(int device, struct spill_probe_result *out)
 {
     const struct spill_config *c = spill_config();
@@ -179,6 +192,12 @@ void spill_probe_run(int device, struct spill_probe_result *out)
     double seconds = strtod(c->probe_timeout, NULL);
     if (!run(argv, text, sizeof text, seconds > 0 ? (long)(seconds * 1000) : 30000)) {
         spill_log(SPILL_LOG_WARN, "spillshim-probe gave no answer within %s s: falling back to backend hostalloc", c->probe_timeout);
+        return;
+    }
+    if (strncmp(text, "backend=untried", 15) == 0) {
+        /* No VRAM left for the probe's own context: believe what a driver that can be asked says of itself. */
+        out->backend = asked_of_driver(device);
+        spill_log(SPILL_LOG_INFO, "no VRAM left to probe in; by the driver's attributes backend=%s", spill_backend_name(out->backend));
         return;
     }
     enum spill_backend found = backend_named(text);

@@ -12,9 +12,11 @@ uint64_t spill_run(CUdeviceptr p, uint64_t limit)
 {
     enum spill_tier tier;
     const struct spill_region *region = spill_region_find(p);
-    if (!region || !region->ram_bytes || region->fixed || spill_backend(region->device)->mixed_copy)
+    if (spill_mixed_copy())
         return limit;
-    return spill_region_run(region, p, limit, &tier);
+    if (!region)
+        return spill_handle_run(p, limit);
+    return region->ram_bytes && !region->fixed ? spill_region_run(region, p, limit, &tier) : limit;
 }
 
 bool spill_range_ok(CUdeviceptr p, uint64_t bytes)

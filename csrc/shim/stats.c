@@ -175,7 +175,7 @@ static void say_summary(const struct spill_stats *s)
     double share = share_of(s), top = ceiling(share);
     if (top > 0)
         snprintf(tail, sizeof tail, "; at most %.0f %% of all-in-VRAM speed where every byte is read once a step (link %.0f, "
-                 "VRAM %.0f GB/s)", 100 * top, link_rate() / 1e9, hbm_rate() / 1e9);
+                 "VRAM %.0f GiB/s)", 100 * top, link_rate() / 0x1p30, hbm_rate() / 0x1p30);
     spill_say("%s spilled into RAM (peak VRAM %s, peak RAM %s, backend %s): about %.0f %% of memory traffic crosses the link%s",
               spill_size_text(s->spilled_total, spilled), spill_size_text(s->vram_peak, vram),
               spill_size_text(s->spilled_peak, ram), spill_backend_name(spill_backend_known()), 100 * share, tail);

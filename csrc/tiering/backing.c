@@ -34,9 +34,21 @@ const struct spill_probe_result *spill_backend(int device)
     return &probed;
 }
 
+/* The probe needs a context of its own (some hundred MiB): a quarter of any card is enough for that. */
+void spill_backend_foresee(int device, uint64_t free_after)
+{
+    if (spill_settings()->spill && spill_backend_known() == SPILL_BACKEND_UNPROBED && free_after < spill_device(device)->total / 4)
+        spill_backend(device);
+}
+
 enum spill_backend spill_backend_known(void)
 {
     return __atomic_load_n(&probed.backend, __ATOMIC_ACQUIRE);
+}
+
+bool spill_mixed_copy(void)
+{
+    return spill_backend_known() != SPILL_BACKEND_UNPROBED && probed.mixed_copy;
 }
 
 CUmemLocation spill_host_location(void)

@@ -138,7 +138,11 @@ CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free)
 bool spill_vram_allows(int device, uint64_t bytes)
 {
     const struct spill_device *d = spill_device(device);
-    if (!d || d->limit >= d->total)
+    if (!d)
+        return true;
+    uint64_t held = d->vram_used + bytes;
+    spill_backend_foresee(device, held < d->total ? d->total - held : 0);
+    if (d->limit >= d->total)
         return true;
     uint64_t used = used_by_job(d);
     return bytes <= d->limit && used <= d->limit - bytes;

@@ -292,6 +292,8 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result)
     bool fixed;
     CUresult r = spill_vram_free(device, &in.vram_free, &device_free);
     if (r == CUDA_SUCCESS)
+        spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
+    if (r == CUDA_SUCCESS)
         r = decide(d, device, size, &in, &out, &fixed);
     if (r != CUDA_SUCCESS)
         return r;

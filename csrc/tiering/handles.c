@@ -32,6 +32,7 @@ enum { BUCKETS = 1024 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct named *by_handle[BUCKETS];
 static struct mapping *mappings; /* few: applications map in large pieces and unmap by address range */
+static uint32_t ram_mappings;    /* of these, with memory in RAM; read without the lock */
 
 void spill_handles_lock(void) { pthread_mutex_lock(&lock); }
 void spill_handles_unlock(void) { pthread_mutex_unlock(&lock); }
@@ -113,6 +114,8 @@ void spill_handle_map(CUmemGenericAllocationHandle handle, CUdeviceptr at, uint6
         *m = (struct mapping){ at, bytes, n->memory, mappings };
         mappings = m;
         n->memory->mappings++;
+        if (n->memory->tier == SPILL_RAM)
+            __atomic_fetch_add(&ram_mappings, 1, __ATOMIC_RELAXED);
     }
 }
 
@@ -126,7 +129,32 @@ void spill_handle_unmap(CUdeviceptr base, uint64_t bytes)
         }
         *m = gone->next;
         gone->memory->mappings--;
+        if (gone->memory->tier == SPILL_RAM)
+            __atomic_fetch_sub(&ram_mappings, 1, __ATOMIC_RELAXED);
         drop_if_unused(gone->memory);
         free(gone);
     }
+}
+
+/* The mapping that holds `p`, or NULL. */
+static const struct mapping *mapping_at(CUdeviceptr p)
+{
+    for (const struct mapping *m = mappings; m; m = m->next)
+        if (p - m->at < m->bytes)
+            return m;
+    return NULL;
+}
+
+uint64_t spill_handle_run(CUdeviceptr p, uint64_t limit)
+{
+    if (!__atomic_load_n(&ram_mappings, __ATOMIC_RELAXED))
+        return limit;
+    pthread_mutex_lock(&lock);
+    const struct mapping *first = mapping_at(p), *next = first;
+    uint64_t run = first ? first->at + first->bytes - p : limit;
+    while (run < limit && (next = mapping_at(p + run)) && next->memory->tier == first->memory->tier)
+        run += next->bytes;
+    pthread_mutex_unlock(&lock);
+    /* Past the last mapping the range is the driver's to refuse. */
+    return run < limit && next ? run : limit;
 }

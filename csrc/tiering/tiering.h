@@ -65,7 +65,7 @@ struct spill_settings {
     /* Bytes of `total` bytes of RAM: what all processes of this user may pin, and what nobody may. */
     uint64_t (*host_limit)(uint64_t total);
     uint64_t (*ram_reserve)(uint64_t total);
-    /* Find the backend, in a child process; called once, at the first byte that has to spill. */
+    /* Find the backend, in a child process; called once, when VRAM is getting short. */
     void (*probe)(int device, struct spill_probe_result *out);
 };
 
@@ -164,7 +164,8 @@ CUresult spill_current_device(int *device);
 /* VRAM that new allocations may still take on the current context's device: *usable under the limit (no headroom taken
  * off), *device_free as the driver says. Bytes. */
 CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free);
-/* True unless `bytes` more would exceed the job's limit. Asks nothing of the driver. */
+/* Asked before every native allocation: true unless `bytes` more would exceed the job's limit. Asks nothing of the driver,
+ * but may probe (spill_backend_foresee). */
 bool spill_vram_allows(int device, uint64_t bytes);
 /* Record that this process holds so many bytes more (or less); updates ledger and peaks. */
 void spill_account(int device, int64_t vram, int64_t ram);
@@ -207,9 +208,14 @@ CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out);
 void spill_fixed_give(int device, uint64_t bytes, CUdeviceptr p, bool gone);
 /* What the probe found; the first call probes. */
 const struct spill_probe_result *spill_backend(int device);
+/* Probe now if `free_after` bytes, what would be free on `device` after the coming allocation, are little: later, on a full
+ * device, the probe itself would find no memory. */
+void spill_backend_foresee(int device, uint64_t free_after);
 /* The same without probing: UNPROBED if nothing has had to spill yet. */
 enum spill_backend spill_backend_known(void);
 const char *spill_backend_name(enum spill_backend backend);
+/* True when one copy may span VRAM and RAM; false where that is not known. */
+bool spill_mixed_copy(void);
 /* Location of a host backing under the present backend. */
 CUmemLocation spill_host_location(void);
 
@@ -263,6 +269,9 @@ void spill_handle_retain(CUmemGenericAllocationHandle handle);
 void spill_handle_release(CUmemGenericAllocationHandle handle);
 void spill_handle_map(CUmemGenericAllocationHandle handle, CUdeviceptr at, uint64_t bytes);
 void spill_handle_unmap(CUdeviceptr at, uint64_t bytes);
+/* Bytes from `p` on that lie in one tier of the application's own mappings, at most `limit`; `limit` where that is not known
+ * to be less. Takes the lock itself, and only once something of these has spilled. */
+uint64_t spill_handle_run(CUdeviceptr p, uint64_t limit);
 /* Everything native on `device` is gone (primary context reset). */
 void spill_native_discard(int device);
 

@@ -232,14 +232,14 @@ def _print_table(plan: Plan, runs: Mapping[str, Run], stats: Mapping[str, Any], 
     device = runs["reference"].device or runs["spilled"].device or "unknown device"
     title = f"decoder on {device}: weights {human(plan.weights)}, KV {human(plan.kv)}, compute {human(plan.compute)}, {plan.steps} steps"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "how", "VRAM", "result", "checksum", "peak in VRAM", "spilled to RAM", "time"):
+    for column in ("run", "VRAM", "result", "checksum", "peak VRAM", "spilled", "time"):
         table.add_column(column, no_wrap=True)
     for run in runs.values():
         tiers = ("-", "-")
         if run.name == "spilled" and stats:
             tiers = (f"{stats.get('vram_peak', 0) / GIB:.2f} GiB", f"{stats.get('spilled', {}).get('bytes_peak', 0) / GIB:.2f} GiB")
-        vram = human(run.vram) if run.vram else "all of the card's"
-        table.add_row(run.name, run.how, vram, run.result, run.checksum or "-", *tiers, f"{run.seconds:.1f} s")
+        vram = human(run.vram) if run.vram else "no limit"
+        table.add_row(run.name, vram, run.result, run.checksum or "-", *tiers, f"{run.seconds:.1f} s")
     console().print(table)
     if simulated:
         click.echo(_SIM_LABEL)
