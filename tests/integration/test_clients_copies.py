@@ -14,7 +14,7 @@ from clients_common import FINE, MIB, PROGRAMS, facts, script_env
 
 HOOKS = Path(__file__).resolve().parents[2] / "csrc" / "shim" / "hooks.def"
 SEED = 77
-COUNT = 10
+COUNT = 20
 FAMILIES = {
     "linear": r"cuMemcpy(Async)?(_pt..)?$|cuMemcpy(HtoD|DtoH|DtoD)(Async)?_v2",
     "peer": r"cuMemcpyPeer(Async)?",
@@ -72,6 +72,25 @@ def test_copies_across_tiers(run_sim, family, mixed):
     (stats,) = result.stats
     # Both tiers hold a good part of the two regions of 20 MiB, so random ranges cross from one to the other.
     assert stats["spilled"]["bytes_peak"] >= 4 * MIB and stats["vram_peak"] >= 8 * MIB, stats
+
+
+def test_copies_between_regions_of_different_backing(run_sim):
+    """Where cuMemCreate takes no host memory a region lies wholly in one tier: pinned host memory under another pointer rule."""
+    print(f"seed {SEED}")
+    argv = [sys.executable, PROGRAMS / "copy_forms.py", ",".join(forms()), 5, SEED]
+    (stats,) = run_sim(argv, vram="36M", env=script_env(FINE), sim={"HOST_VMM": "none"}, timeout=120).ok().stats
+    assert stats["backend"] == "hostalloc" and stats["spilled"]["bytes_peak"] >= 4 * MIB, stats
+
+
+def test_copies_are_split_where_the_driver_needs_it(run_sim):
+    """The ranges above do cross tiers: a driver that refuses mixed ranges gets more copies than the program made."""
+    counts = {}
+    for mixed in ("refuse", "allow"):
+        trace = run_sim.tmp_path / f"trace-{mixed}"
+        argv = [sys.executable, PROGRAMS / "copy_forms.py", "cuMemcpyDtoD_v2", COUNT, SEED]
+        run_sim(argv, vram="36M", env=script_env(FINE), sim={"MIXED_COPY": mixed, "TRACE": str(trace)}, timeout=120).ok()
+        counts[mixed] = len(re.findall(r"\bcuMemcpyDtoD", trace.read_text()))
+    assert counts["refuse"] > COUNT, counts
 
 
 def test_the_forms_are_right_without_the_shim(run_sim):

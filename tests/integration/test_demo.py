@@ -237,6 +237,28 @@ def test_demo_table_labels_the_simulated_gpu(clean_env, tmp_path, demo_dir):
     assert re.search(r"^plain\s.*\boom\b", ran.stdout, re.MULTILINE) and re.search(r"^spilled\s.*\bok\b", ran.stdout, re.MULTILINE)
 
 
+def test_demo_on_a_driver_of_the_machine_uses_a_cap(clean_env, tmp_path, sim_dir, demo_dir):
+    """The branch for real GPUs: a driver that the demo finds by itself (here a copy of the simulated one) is used under a
+    VRAM limit, and "plain" is the shim with spilling off."""
+    driver = tmp_path / "driver"
+    shutil.copytree(sim_dir, driver)
+    env = {**clean_env, "LD_LIBRARY_PATH": str(driver), "SIMGPU_VRAM": "4G", "SIMGPU_NAME": f"demo-{os.getpid()}"}
+    ran = demo(env, tmp_path, "--json", "--gpu", "--vram", "256M", "--steps", "1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    answer = json.loads(ran.stdout.strip().splitlines()[-1])
+    assert (answer["plain"], answer["spilled"], answer["checksum_equal"]) == ("oom", "ok", True)
+    assert answer["plain_by"] == "cap" and answer["simulated"] is False
+    assert answer["vram_peak"] <= 256 * MIB and answer["spilled_bytes"] >= 128 * MIB
+
+
+def test_demo_gpu_without_a_gpu(clean_env, tmp_path, demo_dir):
+    ran = demo(clean_env, tmp_path, "--json", "--gpu")
+    if ran.returncode == 0:
+        pytest.skip("this machine has an NVIDIA GPU")
+    assert ran.returncode == 1 and "no usable NVIDIA driver or device" in ran.stderr
+    assert "no usable NVIDIA driver" in json.loads(ran.stdout.strip().splitlines()[-1])["reason"]
+
+
 def test_demo_that_fits_is_a_failure_with_the_reason(clean_env, tmp_path, demo_dir):
     ran = demo(clean_env, tmp_path, "--json", "--sim", "--vram", "256M", "--ratio", "0.25", "--steps", "1")
     assert ran.returncode == 1
