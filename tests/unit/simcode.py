@@ -47,6 +47,7 @@ def device(bytes_or_size):
         cu("cuMemcpyHtoD_v2", p, data, len(data))
     else:
         cu("cuMemsetD8_v2", p, 0, bytes_or_size)
+        cu("cuCtxSynchronize")  # a memset may be later than the call, and a non-blocking stream does not wait for it
     return p
 
 def fetch(p, dtype, count):
