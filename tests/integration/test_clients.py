@@ -130,6 +130,11 @@ def test_two_processes_share_one_card(run_sim, demo_dir, report):
     assert spilled_bytes(stats) >= 96 * MIB - 64 * MIB
 
 
+def test_under_an_address_space_limit(both_ways, c_program):
+    """`ulimit -v` (batch systems set it) leaves less address space than the arena would like."""
+    both_ways(["/bin/sh", "-c", f"ulimit -v {16 << 20}; exec \"$@\"", "sh", c_program("client_linked.c"), *SHAPE])
+
+
 def test_cuda_never_used_leaves_no_stats(run_sim):
     result = run_sim(["/bin/true"], vram=CARD).ok()
     assert (result.stats, result.stdout, result.stderr) == ([], "", "")
