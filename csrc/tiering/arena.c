@@ -21,7 +21,7 @@ static struct extent *free_list;
 
 /* Addresses cost nothing, running out of them does: several times what the machine could ever back, so that
  * fragmentation never matters. Halved where the driver (or RLIMIT_AS) refuses. */
-static const uint64_t LARGEST = 16ull << 40, SMALLEST = 64ull << 30;
+static const uint64_t LARGEST = 16ull << 40, SMALLEST = 1ull << 30;
 
 static CUresult reserve(uint64_t need)
 {
