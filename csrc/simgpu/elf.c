@@ -188,7 +188,6 @@ static CUresult kernel_record(unsigned attribute, struct sim_bytes v, void *arg)
 }
 
 struct sizes {
-    const struct elf *elf;
     struct sim_image *image;
     struct sim_bytes symbols, strings;
 };
@@ -225,6 +224,8 @@ static CUresult add_kernel(const struct elf *e, struct sim_image *image, const c
         uint64_t system = image->binary_version >= 90 && s.sh_size >= 1024 ? 1024 : 0;
         code->shared = (int)(s.sh_size - system > INT32_MAX ? INT32_MAX : s.sh_size - system);
     }
+    if (find_section(e, ".nv.constant3", "", &s) && s.sh_size <= INT32_MAX)
+        code->constant = (int)s.sh_size;
     if (find_section(e, ".text.", name, &s) && s.sh_info >> 24)
         code->registers = (int)(s.sh_info >> 24);
     struct sim_bytes info;
@@ -277,7 +278,7 @@ CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image)
     image->binary_version = (int)(e.head->e_ident[EI_ABIVERSION] >= 8 ? e.head->e_flags >> 8 & 0xff : e.head->e_flags & 0xff);
     image->ptx_version = image->binary_version;
     Elf64_Shdr table, text;
-    struct sizes sizes = {&e, image, {0}, {0}};
+    struct sizes sizes = {image, {0}, {0}};
     if (!find_section(&e, ".symtab", "", &table) || table.sh_entsize != sizeof(Elf64_Sym) ||
         !section_bytes(&e, &table, &sizes.symbols) || !section(&e, table.sh_link, &text) ||
         !section_bytes(&e, &text, &sizes.strings))
