@@ -2,7 +2,7 @@
 /* simk.h: kernels of a .cu file as host code, for the simulated driver.
  *
  * The same source is compiled twice: by nvcc for the program (there this header only defines SIM_KERNEL away), and by
- * gcc (as C11) or g++ (as C++17) into a companion .so, which the simulated driver loads and calls at each launch:
+ * gcc (-std=gnu11) or g++ (-std=c++17) into a companion .so, which the simulated driver loads and calls at each launch:
  *     g++ -x c++ -std=c++17 -O2 -fPIC -shared -I<dir of simk.h> app.cu -o app.simk.so
  * Host code of the file stands inside `#ifdef __CUDACC__`. Each kernel is registered once, after its definition:
  *     SIM_KERNEL(saxpy);                         C++: the parameter types are deduced, the name is the mangled one
