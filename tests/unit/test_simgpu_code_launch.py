@@ -551,3 +551,17 @@ answer(r=r, size=values[1] or 0, registers=values[2])
         tmp_path / "plain.ptx",
     )
     assert facts == {"r": 0, "size": 0, "registers": 32}
+
+
+def test_a_kernel_under_another_name(script, cuda_program, tmp_path):  # noqa: F811
+    """A static function has no symbol of its own; SIM_KERNEL_SYMBOL names it, SIM_KERNEL alone says why it cannot be found."""
+    source = tmp_path / "named.cu"
+    text = '#include "simk.h"\nnamespace { void mine(unsigned *out) { *out = 77; } }\n'
+    launch = "p = device(4096)\nanswer(r=[launch(kernel(lib, 'whoami'), (1,), (1,), p), sync()], out=fetch(p, 'u4', 1).tolist())\n"
+    source.write_text(text + 'SIM_KERNEL_SYMBOL(mine, "whoami");\n')
+    facts, _ = script(launch, kernels=cuda_program.companion(source, "named.so"))
+    assert facts == {"r": [0, 0], "out": [77]}
+    source.write_text(text + "SIM_KERNEL(mine);\n")
+    facts, result = script(launch, kernels=cuda_program.companion(source, "named.so"))
+    assert facts == {"r": [0, 0], "out": [0]}
+    assert "SIM_KERNEL_SYMBOL" in result.stderr and "no companion holds the kernel whoami" in result.stderr
