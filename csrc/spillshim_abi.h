@@ -56,7 +56,8 @@ struct spill_place_in {
     uint64_t vram_free;   /* what the driver (or the limit) still has */
     uint64_t vram_total;  /* the device's VRAM (or the limit) */
     uint64_t headroom;    /* never used by a region */
-    uint64_t holdback;    /* not used by a region that exceeds half of vram_total */
+    uint64_t holdback;    /* not used by a region that exceeds half of vram_total and has to spill anyway */
+    uint64_t insist;      /* 1: nor by one that exceeds half and would fit */
     uint64_t chunk;       /* chunk size of the greater part */
     uint64_t spill_chunk; /* chunk size of the lesser part */
     uint64_t granularity; /* 2 MiB on every device known */

@@ -32,7 +32,7 @@ static uint64_t headroom(uint64_t total)
 
 static uint64_t holdback(uint64_t total)
 {
-    return spill_amount_bytes(&spill_config()->holdback, total, 0);
+    return spill_amount_bytes(&spill_config()->holdback, total, total / 100 * 15);
 }
 
 static uint64_t host_limit(uint64_t total)
@@ -72,6 +72,7 @@ static void start(void)
     settings = (struct spill_settings){
         .spill = c->spill && c->backend != SPILL_BACKEND_NONE,
         .soft_oom = c->oom == SPILL_OOM_SOFT,
+        .insist_on_holdback = c->holdback.set,
         .exportable = c->exportable,
         .managed_min = spill_amount_bytes(&c->managed_min, 0, 16 << 20),
         .chunk = chunk_size(&c->chunk, 32 << 20),

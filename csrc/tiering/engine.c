@@ -285,7 +285,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result)
 {
     const struct spill_device *d = spill_device(device);
     struct spill_place_in in = { .size = (size + SPILL_GRANULE - 1) & ~(SPILL_GRANULE - 1), .vram_total = d->limit,
-                                 .headroom = d->headroom, .holdback = d->holdback, .chunk = settings->chunk,
+                                 .headroom = d->headroom, .holdback = d->holdback, .insist = settings->insist_on_holdback, .chunk = settings->chunk,
                                  .spill_chunk = settings->spill_chunk, .granularity = SPILL_GRANULE };
     struct spill_place_out out;
     uint64_t device_free, count = 0;

@@ -2,8 +2,9 @@
 /* Where the bytes of a new region go, and how they are cut into chunks. Pure: called by engine.c, and by Python through
  * the cffi module (tests, lab).
  *
- * "VRAM first, down to headroom; a region that exceeds half of VRAM leaves the holdback too." What must go to RAM is
- * spread evenly over the region in small chunks, so that a kernel that reads one tensor meets both tiers and can draw
+ * VRAM first, down to headroom; a region that exceeds half of VRAM and has to spill anyway leaves the holdback too. One that
+ * fits is placed whole: nothing could bring its bytes back later, and without us the program would have had them all in
+ * VRAM. What must go to RAM is spread evenly over the region in small chunks, so that a kernel that reads one tensor meets both tiers and can draw
  * on the device's memory and on the link at the same time. */
 #include "spillshim_abi.h"
 
@@ -14,7 +15,8 @@ static uint64_t floor_to(uint64_t value, uint64_t unit) { return value / unit * 
 void spill_place(const struct spill_place_in *in, struct spill_place_out *out)
 {
     uint64_t kept = in->headroom;
-    if (in->size > in->vram_total / 2)
+    bool fits = in->vram_free >= kept && in->size <= in->vram_free - kept;
+    if (in->size > in->vram_total / 2 && (!fits || in->insist))
         kept += in->holdback;
     uint64_t room = in->vram_free > kept ? floor_to(in->vram_free - kept, in->granularity) : 0;
     out->vram = minimum(in->size, room);

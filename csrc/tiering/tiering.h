@@ -52,6 +52,7 @@ struct spill_probe_result {
 struct spill_settings {
     bool spill;           /* false: never use RAM */
     bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
+    bool insist_on_holdback; /* keep it even from a region that would fit */
     bool exportable;      /* spill cuMemCreate requests for exportable handles too */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
     uint64_t chunk, spill_chunk;

@@ -10,9 +10,9 @@ GiB = 1 << 30
 GRANULE = 2 * MiB
 
 
-def place(size, free, total, headroom=512 * MiB, holdback=0, chunk=32 * MiB, spill_chunk=4 * MiB):
+def place(size, free, total, headroom=512 * MiB, holdback=0, chunk=32 * MiB, spill_chunk=4 * MiB, insist=0):
     question = abi.ffi.new("struct spill_place_in *", dict(
-        size=size, vram_free=free, vram_total=total, headroom=headroom, holdback=holdback,
+        size=size, vram_free=free, vram_total=total, headroom=headroom, holdback=holdback, insist=insist,
         chunk=chunk, spill_chunk=spill_chunk, granularity=GRANULE))
     answer = abi.ffi.new("struct spill_place_out *")
     abi.lib.spill_place(question, answer)
@@ -33,11 +33,18 @@ def test_headroom_is_left():
     assert (answer.vram, answer.ram) == (2 * GiB, 1 * GiB)
 
 
-def test_holdback_only_for_a_region_above_half_of_vram():
-    giant, _ = place(5 * GiB, free=8 * GiB, total=8 * GiB, headroom=0, holdback=4 * GiB)
-    assert (giant.vram, giant.ram) == (4 * GiB, 1 * GiB)
+def test_holdback_only_for_a_region_above_half_of_vram_that_spills():
+    giant, _ = place(9 * GiB, free=8 * GiB, total=8 * GiB, headroom=0, holdback=4 * GiB)
+    assert (giant.vram, giant.ram) == (4 * GiB, 5 * GiB)
     late, _ = place(4 * GiB, free=4 * GiB, total=8 * GiB, headroom=0, holdback=4 * GiB)
     assert (late.vram, late.ram) == (4 * GiB, 0)
+
+
+def test_a_region_that_fits_is_not_spilled_for_the_holdback_unless_insisted():
+    fits, _ = place(7 * GiB, free=8 * GiB, total=8 * GiB, headroom=1 * GiB, holdback=2 * GiB)
+    assert (fits.vram, fits.ram) == (7 * GiB, 0)
+    insisted, _ = place(7 * GiB, free=8 * GiB, total=8 * GiB, headroom=1 * GiB, holdback=2 * GiB, insist=1)
+    assert (insisted.vram, insisted.ram) == (5 * GiB, 2 * GiB)
 
 
 def test_nothing_free_is_all_in_ram_in_large_chunks():
@@ -62,11 +69,11 @@ amounts = st.integers(0, 64 * 512).map(lambda granules: granules * GRANULE)
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(size=st.integers(1, 64 * 512).map(lambda g: g * GRANULE), free=amounts, total=amounts, headroom=amounts,
-       holdback=amounts, chunk=st.integers(1, 64).map(lambda g: g * GRANULE),
+       holdback=amounts, insist=st.integers(0, 1), chunk=st.integers(1, 64).map(lambda g: g * GRANULE),
        spill_chunk=st.integers(1, 16).map(lambda g: g * GRANULE), odd=st.integers(0, GRANULE - 1))
-def test_every_layout_covers_the_region_once(size, free, total, headroom, holdback, chunk, spill_chunk, odd):
+def test_every_layout_covers_the_region_once(size, free, total, headroom, holdback, insist, chunk, spill_chunk, odd):
     free += odd  # what a driver says is free is no multiple of anything
-    answer, steps = place(size, free, total, headroom, holdback, chunk, spill_chunk)
+    answer, steps = place(size, free, total, headroom, holdback, chunk, spill_chunk, insist)
     assert answer.vram + answer.ram == size
     assert answer.vram <= max(0, free - headroom)
     at = 0
