@@ -147,8 +147,10 @@ def backed(*kinds, size=GRANULE):
     return base, handles
 
 
-def fill(pointer, value, size, want=OK):
-    call("cuMemsetD8_v2", pointer, C.c_ubyte(value), size, want=want)
+def fill(pointer, value, size, want=OK, wait=True):
+    """Set bytes; the entry alone only queues the work when they are in VRAM."""
+    if call("cuMemsetD8_v2", pointer, C.c_ubyte(value), size, want=want) == OK and wait:
+        call("cuStreamSynchronize", None)
 
 
 def read(pointer, size, want=OK):

@@ -49,7 +49,7 @@ def test_synchronous_copies_wait_and_device_copies_do_not(simgpu):
         p, q, s, gate = alloc(MIB), alloc(MIB), stream(0), Gate()
         gate.close(s)
         call("cuMemcpyDtoD_v2", p, q, MIB)         # returns: no host wait between device ranges
-        fill(p, 1, MIB)
+        fill(p, 1, MIB, wait=False)
         threading.Timer(0.2, gate.open).start()
         began = time.monotonic()
         assert read(p, 1) == b"\\x01"
