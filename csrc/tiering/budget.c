@@ -64,8 +64,8 @@ static uint64_t number_in(const char *dir, const char *file)
     return strtoull(text, NULL, 10);
 }
 
-/* The tightest memory.max above this process (cgroup v2), and what is left under it; UINT64_MAX: none. The driver's own
- * pages may not be charged to the cgroup: then this is only ever too careful by what others use. */
+/* The tightest memory.max above this process (cgroup v2), and what is left under it; UINT64_MAX: none. Pages of a driver may
+ * not be charged to the cgroup: so what is pinned is held against memory.max as well as against what is left. */
 static uint64_t cgroup_limit(uint64_t *left)
 {
     char text[1024], dir[512];
@@ -140,7 +140,7 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
     struct spill_ledger *l = spill_budget_ledger();
     struct spill_ledger_sum sum = { 0 };
     char want[16], a[16], b[16];
-    uint64_t cgroup_left;
+    uint64_t cgroup_left, cgroup_most;
     bool granted = false;
 
     spill_ledger_lock(l);
@@ -154,7 +154,7 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
     uint64_t available = meminfo("MemAvailable");
     uint64_t taken = ram_reserve + pending;
     uint64_t room = available > taken ? available - taken : 0;
-    cgroup_limit(&cgroup_left);
+    cgroup_most = cgroup_limit(&cgroup_left);
     spill_size_text(bytes, want);
     if (sum.ram_asked > host_limit || bytes > host_limit - sum.ram_asked)
         snprintf(why, 160, "%s wanted, %s of the host limit of %s in use (SPILLSHIM_HOST_LIMIT)", want,
@@ -164,6 +164,9 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
                  spill_size_text(room, a));
     else if (pending > cgroup_left || bytes > cgroup_left - pending)
         snprintf(why, 160, "%s wanted, the cgroup has %s left (memory.max)", want, spill_size_text(cgroup_left, a));
+    else if (sum.ram_asked > cgroup_most || bytes > cgroup_most - sum.ram_asked)
+        snprintf(why, 160, "%s wanted, %s pinned already, memory.max of the cgroup is %s", want, spill_size_text(sum.ram_asked, a),
+                 spill_size_text(cgroup_most, b));
     else
         granted = true;
     if (granted) {
