@@ -68,6 +68,7 @@ struct simk_registry {
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <ucontext.h>
 
 #ifdef __cplusplus
@@ -353,6 +354,13 @@ static inline int simk_vote(int one, int count)
 #define __threadfence_block() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_system() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define __ldg(p) (*(p))
+/* The simulated GPU's clock runs at 1 GHz (CU_DEVICE_ATTRIBUTE_CLOCK_RATE), in real time. */
+static inline long long clock64(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (long long)t.tv_sec * 1000000000ll + t.tv_nsec;
+}
 
 /* ---- atomics: real ones, because kernels of other streams run on other host threads ---- */
 
