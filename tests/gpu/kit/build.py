@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles experiments and companions with the C compiler found here, and finds or builds spillshim's native parts.
+
+Called by check.py. Rules: no network, nothing installed outside the build folder; what is built is kept there under a key of
+everything that goes in. A missing tool raises CannotBuild, whose text becomes the reason of the rows that needed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+NATIVE_PARTS = ("libspillshim.so", "spillshim-probe", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/libcudart.so.13")
+COMPILE_LIMIT = 120  # seconds
+BUILD_LIMIT = 400
+
+
+class CannotBuild(Exception):
+    """What could not be built, why, and what to do."""
+
+
+def _tail(text: str, lines: int = 12) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def _run(argv: Sequence[str | Path], limit: float, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    words = [str(part) for part in argv]
+    try:
+        ran = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=limit, env=env, cwd=cwd, stdin=subprocess.DEVNULL, check=False
+        )  # fmt: skip
+    except OSError as error:
+        raise CannotBuild(f"{words[0]} could not be started: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise CannotBuild(f"{words[0]} took longer than {limit:.0f} s") from None
+    if ran.returncode:
+        raise CannotBuild(f"{' '.join(words[:2])} ... failed with {ran.returncode}:\n{_tail(ran.stdout + ran.stderr)}")
+
+
+class Toolbox:
+    """The tools of this machine, looked for once."""
+
+    def __init__(self, folder: Path, experiments: Path) -> None:
+        """`folder`: where everything built lies. `experiments`: tests/gpu, or another folder like it."""
+        self.folder = folder
+        self.experiments = experiments
+
+    @cached_property
+    def compiler(self) -> str:
+        for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+            found = shutil.which(name) if name else None
+            if found:
+                return found
+        raise CannotBuild("no C compiler found (cc, gcc, clang; or set CC)")
+
+    @cached_property
+    def nvcc(self) -> str | None:
+        candidates = [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+        for candidate in [*candidates, shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]:
+            if candidate and os.access(candidate, os.X_OK):
+                return candidate
+        return None
+
+    @cached_property
+    def cuda_include(self) -> Path:
+        """The folder of cuda.h and cudaTypedefs.h: a toolkit's, or that of NVIDIA's Python packages."""
+        candidates = [Path(os.environ[n]) / "include" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
+        if os.environ.get("GPU_CHECK_CUDA_INCLUDE"):
+            candidates.insert(0, Path(os.environ["GPU_CHECK_CUDA_INCLUDE"]))
+        if self.nvcc:
+            home = Path(self.nvcc).resolve().parent.parent
+            candidates += [home / "include", home / "targets" / "x86_64-linux" / "include"]
+        for place in sys.path:
+            candidates += [Path(place) / "nvidia" / part / "include" for part in ("cu13", "cuda_runtime")]
+        candidates += [Path("/usr/local/cuda/include"), Path("/usr/include")]
+        for folder in candidates:
+            if (folder / "cuda.h").is_file() and (folder / "cudaTypedefs.h").is_file():
+                return folder
+        raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
+
+    @cached_property
+    def programs(self) -> Path:
+        """Where this version of the experiments is built; its key covers every source, header and kernel."""
+        digest = hashlib.sha256(f"{self.compiler}\0{self.cuda_include}".encode())
+        sources = [p for p in self.experiments.glob("*") if p.suffix in (".c", ".h", ".cu", ".ptx")]
+        for path in sorted([*sources, ROOT / "csrc" / "simgpu" / "include" / "simk.h"]):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        folder = self.folder / f"programs-{digest.hexdigest()[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for ptx in self.experiments.glob("*.ptx"):
+            self._place(folder / ptx.name, lambda to, ptx=ptx: shutil.copyfile(ptx, to))
+        return folder
+
+    @staticmethod
+    def _place(target: Path, make) -> Path:
+        """Makes a file under a name of its own first, so that a half-made one is never taken for done."""
+        if not target.exists():
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            try:
+                make(partial)
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        return target
+
+    def _includes(self) -> list[str]:
+        return [f"-I{self.experiments}", f"-I{ROOT / 'csrc' / 'simgpu' / 'include'}", f"-I{self.cuda_include}"]
+
+    def program(self, source: Path) -> Path:
+        """The executable of an experiment in C. Raises CannotBuild."""
+        flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", *self._includes()]
+        return self._place(
+            self.programs / source.stem,
+            lambda to: _run([self.compiler, *flags, source, "-o", to, "-ldl", "-lpthread", "-lm"], COMPILE_LIMIT),
+        )
+
+    def companions(self) -> list[Path]:
+        """The kernels of every .cu as host code, for the simulated driver. Raises CannotBuild."""
+        flags = ["-x", "c", "-std=gnu11", "-O3", "-fPIC", "-shared", *self._includes()[:2]]
+        return [
+            self._place(
+                self.programs / f"{source.stem}.simk.so",
+                lambda to, source=source: _run([self.compiler, *flags, source, "-o", to], COMPILE_LIMIT),
+            )
+            for source in sorted(self.experiments.glob("*.cu"))
+        ]
+
+    # --- spillshim itself -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def native(self) -> Path:
+        """A folder with NATIVE_PARTS: GPU_CHECK_NATIVE, the installed package when it is no older than csrc, else a build by
+        cmake. Raises CannotBuild."""
+        override = os.environ.get("GPU_CHECK_NATIVE")
+        if override:
+            folder = Path(override).resolve()
+            missing = [part for part in NATIVE_PARTS if not (folder / part).exists()]
+            if missing:
+                raise CannotBuild(f"GPU_CHECK_NATIVE={override} has no {', '.join(missing)}")
+            return folder
+        return self._installed() or self._built()
+
+    @staticmethod
+    def _installed() -> Path | None:
+        newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*") if path.is_file())
+        for place in map(Path, sys.path):
+            folder = place / "spillshim"
+            parts = [folder / part for part in NATIVE_PARTS]
+            if all(part.exists() for part in parts) and all(part.stat().st_mtime >= newest for part in parts):
+                return folder
+        return None
+
+    def _built(self) -> Path:
+        cmake = shutil.which("cmake")
+        if not cmake:
+            raise CannotBuild("spillshim is not installed and cmake was not found to build it (pip install ., or install cmake)")
+        tree, prefix = self.folder / "cmake", self.folder / "native"
+        # A build tree remembers absolute paths; one made elsewhere (a copied folder) is of no use.
+        cached = tree / "CMakeCache.txt"
+        if cached.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT / 'csrc'}\n" not in cached.read_text(errors="replace"):
+            shutil.rmtree(tree)
+        configure = [cmake, "-S", ROOT / "csrc", "-B", tree, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
+        configure += [f"-DCUDA_INCLUDE={self.cuda_include}", f"-DPython_EXECUTABLE={sys.executable}"]
+        if not cached.exists() and shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        jobs = str(os.cpu_count() or 2)
+        try:
+            _run(configure, BUILD_LIMIT)
+            if _has_cffi():
+                _run([cmake, "--build", tree, "-j", jobs], BUILD_LIMIT)
+                _run([cmake, "--install", tree], COMPILE_LIMIT)
+                return prefix / "spillshim"
+            return self._built_without_cffi(cmake, tree, prefix / "spillshim", jobs)
+        except CannotBuild as error:
+            raise CannotBuild(f"spillshim could not be built: {error}") from None
+
+    @staticmethod
+    def _built_without_cffi(cmake: str, tree: Path, to: Path, jobs: str) -> Path:
+        # `cmake --install` wants every target, and the cffi module is one; nothing here loads it.
+        targets = ["libspillshim", "spillshim-probe", "sim_cuda", "sim_nvml", "sim_cudart", "decoder", "decoder_simk"]
+        _run([cmake, "--build", tree, "-j", jobs, "--target", *targets], BUILD_LIMIT)
+        places = {"libspillshim.so": "", "spillshim-probe": "", "decoder": "demo", "decoder.simk.so": "demo", "decoder.ptx": "demo"}
+        places |= {name: "sim" for name in ("libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13")}
+        for name, place in places.items():
+            found = [path for path in tree.rglob(name) if path.is_file()]
+            if len(found) != 1:
+                raise CannotBuild(f"the build made {len(found)} files named {name}")
+            (to / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(found[0], to / place / name)
+        header = to / "sim" / "include" / "simk.h"
+        header.parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / "csrc" / "simgpu" / "include" / "simk.h", header)
+        return to
+
+
+def _has_cffi() -> bool:
+    try:
+        import cffi  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def python_path(native: Path, folder: Path) -> Path:
+    """A folder for PYTHONPATH in which `spillshim` is this source tree with these native parts: symlinks, made anew."""
+    package = folder / "python" / "spillshim"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for source in (*(ROOT / "spillshim").iterdir(), *native.iterdir()):
+        link = package / source.name
+        if source.name != "__pycache__" and not link.exists():
+            link.symlink_to(source)
+    return package.parent
+
+
+def install_wheels(wheels: Path, folder: Path) -> Path:
+    """Installs every wheel of a folder into a private folder for PYTHONPATH, without network. Raises CannotBuild."""
+    files = sorted(wheels.glob("*.whl"))
+    if not files:
+        raise CannotBuild(f"no .whl file in {wheels}")
+    digest = hashlib.sha256("\0".join(f"{f.name} {f.stat().st_size}" for f in files).encode()).hexdigest()[:12]
+    target = folder / f"site-{digest}"
+    if not target.is_dir():
+        partial = folder / f".site-{digest}.{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
+        try:
+            _run([*pip, "--find-links", wheels, "--target", partial, *files], BUILD_LIMIT)
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target
