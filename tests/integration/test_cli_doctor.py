@@ -151,7 +151,7 @@ def test_each_process_of_a_tree_is_listed(spillshim, c_program) -> None:
         flags=["-static"],
         name="sleeper",
     )
-    code, answer = observed(spillshim, "sh", "-c", f"{linked}; {static}; /bin/true; true")
+    code, answer = observed(spillshim, "sh", "-c", '"$0"; "$1"; /bin/true; true', linked, static)
     assert code == 0
     verdicts = {os.path.basename(process["exe"]): process for process in answer["processes"]}
     assert verdicts["linked"]["verdict"] == "caught"
