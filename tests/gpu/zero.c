@@ -2,7 +2,8 @@
 /* Experiment zero: what do fresh chunks hold? Asks for chunks, looks at them, fills them with a pattern, gives them back,
  * asks again. Decides whether a fresh backing has to be cleared before another process's bytes can show (they must not), and
  * whether programs that rely on zeroes see a difference.
- * Also asks what address reuse does: a handle that is mapped at another address must hold its bytes. */
+ * Also asks what address reuse does: a handle that is mapped at another address must hold its bytes.
+ * gpu-check: groups=facts order=110 expect=4 limit=60 */
 #include "gpu.h"
 
 enum { CHUNKS = 8 };
@@ -10,10 +11,10 @@ enum { CHUNKS = 8 };
 static void declare(void)
 {
     const char *clears = "whether the pool clears backings that it hands to a new region";
-    xp_row("fresh", "zero.vram_first", "what the first VRAM from cuMemCreate holds", "bool", "vmm.fresh_zero", clears);
-    xp_row("fresh", "zero.vram_again", "what VRAM holds that was filled, unmapped, released and created again", "bool", "vmm.fresh_zero", clears);
-    xp_row("fresh", "zero.ram_first", "what the first RAM from cuMemCreate holds", "bool", "vmm.fresh_zero", clears);
-    xp_row("fresh", "zero.ram_again", "what RAM holds that was filled, unmapped, released and created again", "bool", "vmm.fresh_zero", clears);
+    xp_row("fresh", "zero.vram_first", "what the first VRAM from cuMemCreate holds", "bool", "vmm.fresh_is_zero", clears);
+    xp_row("fresh", "zero.vram_again", "what VRAM holds that was filled, unmapped, released and created again", "bool", "vmm.fresh_is_zero", clears);
+    xp_row("fresh", "zero.ram_first", "what the first RAM from cuMemCreate holds", "bool", "vmm.fresh_is_zero", clears);
+    xp_row("fresh", "zero.ram_again", "what RAM holds that was filled, unmapped, released and created again", "bool", "vmm.fresh_is_zero", clears);
     xp_row("pooled", "zero.remapped_vram", "a filled VRAM handle, unmapped and mapped at another address, holds its bytes", "bool",
            "vmm.alias_same_bytes", "moves copy through an alias mapping, then swap");
     xp_row("pooled", "zero.remapped_ram", "the same for a RAM handle", "bool", "vmm.alias_same_bytes", "moves copy through an alias mapping, then swap");
