@@ -202,7 +202,7 @@ class Toolbox:
 
 def _has_cffi() -> bool:
     try:
-        import cffi  # noqa: F401
+        import cffi.gen_src  # noqa: F401  (2.1 and newer)
     except ImportError:
         return False
     return True

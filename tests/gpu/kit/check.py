@@ -166,9 +166,11 @@ class Check:
             names = [line.strip() for line in lines if line.strip()]
             wrong = [name for name in names if not contract.ROW_NAME.fullmatch(name)] or [n for n in names if names.count(n) > 1]
             if ended.exit != 0 or not names or wrong:
-                why = f"names no row can have, or twice: {', '.join(wrong[:3])[:200]}" if wrong else ended.end()
-                reason, argv, names = f"--list failed: {why}" if names or ended.exit else "--list named no rows", None, []
-                record["stderr"] = ended.stderr
+                if ended.exit != 0:
+                    reason = f"--list failed: {ended.end()}"
+                else:
+                    reason = f"--list names what no row can be, or one twice: {', '.join(wrong[:3])[:200]}" if wrong else "--list named no rows"
+                argv, record["stderr"] = None, ended.stderr
         except CannotBuild as error:
             reason, argv = str(error), None
         if argv is None:
@@ -200,7 +202,9 @@ class Check:
         at = next((index for index, listed in enumerate(rows) if listed["row"] == name), None)
         if row["belief"] and row["belief"] not in self.known:
             problems.append(f"{name} names the belief {row['belief']}, which {beliefs.BELIEFS.name} does not have")
-            row = contract.unanswered(name, f"said about an unknown belief: {row['seen']}")
+            # What was seen stands; it says nothing about a belief that nobody holds.
+            answered = row["verdict"] != contract.UNANSWERED
+            row = dict(row, belief=None, verdict=contract.MEASURED if answered else contract.UNANSWERED)
         if at is None:
             problems.append(f"{name} was not listed; it counts for nothing")
             record["unlisted"].append(row)
