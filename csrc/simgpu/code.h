@@ -166,6 +166,22 @@ CUresult sim_code_set_attribute(const struct sim_code *code, int *max_dynamic_sh
 /* Where the app asked for compiler logs: there is no compiler, they are empty. */
 void sim_jit_logs(unsigned count, const CUjit_option *options, void **values);
 
+/* ---- the clock of launches (clock.c) ---- */
+
+enum { SIM_IN_VRAM, SIM_IN_RAM, SIM_NOWHERE, SIM_PLACES = 16 };
+struct sim_place { /* a range of addresses and the tier that a launch found it in */
+    uint64_t base, end;
+    int tier;
+};
+struct sim_account {
+    uint64_t id;
+    uint64_t bytes[SIM_NOWHERE + 1];     /* touched, per tier; the last: memory that is not the driver's */
+    struct sim_place places[SIM_PLACES]; /* the last ones seen, direct-mapped by address */
+};
+void sim_account_begin(struct sim_account *a); /* this thread's launch starts */
+void sim_account_end(struct sim_account *a);   /* charge its simulated time to the running task */
+void sim_touch(const void *address, size_t bytes); /* told by accounting companions */
+
 /* What a launch or an attribute query gets: a CUfunction, or a CUkernel cast to one (cuda.h, cuLaunchKernel).
  * CUDA_ERROR_INVALID_HANDLE for anything else. */
 CUresult sim_function_of(CUfunction handle, struct CUfunc_st **out);

@@ -49,6 +49,8 @@ static bool usable(struct companion *c, void *handle)
     for (size_t i = 0; i < n; i++)
         if (!*(c->names[i] = symbol_of(r->kernels[i])))
             sim_complain("%s: a kernel without a dynamic symbol (static?) cannot be found; name it with SIM_KERNEL_SYMBOL", c->path);
+    if (r->touch)
+        *r->touch = sim_touch;
     c->registry = r;
     return true;
 }

@@ -48,19 +48,24 @@ static void run_body(void *arg)
         k->run(&l->shape, l->params);
     if (k && l->module->mirrored)
         mirror(l->module, false);
-    for (size_t i = 0; i < l->probe_count; i++)
+    for (size_t i = 0; i < l->probe_count; i++) {
+        sim_touch((const void *)l->probes[i].at, l->probes[i].size);
         for (size_t o = 0; o < l->probes[i].size; o += PAGE)
             (void)l->probes[i].at[o];
+    }
 }
 
 static CUresult run(void *arg)
 {
     struct launch *l = arg;
-    if (!l->module->mirrored)
-        return sim_guarded(run_body, l);
-    pthread_mutex_lock(&mirror_lock);
+    struct sim_account account;
+    if (l->module->mirrored)
+        pthread_mutex_lock(&mirror_lock);
+    sim_account_begin(&account);
     CUresult r = sim_guarded(run_body, l);
-    pthread_mutex_unlock(&mirror_lock);
+    sim_account_end(&account);
+    if (l->module->mirrored)
+        pthread_mutex_unlock(&mirror_lock);
     return r;
 }
 

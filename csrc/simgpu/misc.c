@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Entries with nothing to do here that programs expect to succeed: hints about managed memory, profiler marks, stream
+/* Entries with little to do here that programs expect to succeed: hints about managed memory, profiler marks, stream
  * attributes, log callbacks, bookkeeping of graph memory. Called by applications.
- * Rules: arguments are checked as strictly as elsewhere; a hint has no effect.
+ * Rules: arguments are checked as strictly as elsewhere; a hint changes times only.
  */
 #include "state.h"
 
@@ -48,19 +48,41 @@ SIM_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise a
     return advise(devPtr, count, advice, place_ok(location));
 }
 
-/* Queues an empty operation, so that a bad stream or a broken capture is answered as elsewhere. */
-static CUresult nothing(void *arg)
+/* A hint in a stream. Prefetching moves the whole allocation and costs link time where it was not there before. */
+struct hint {
+    CUdeviceptr p;
+    size_t bytes;
+    bool prefetch, to_host;
+};
+
+static CUresult run_hint(void *arg)
 {
-    (void)arg;
+    const struct hint *h = arg;
+    bool moves = false;
+    sim_take();
+    struct sim_map *m = sim_map_find(h->p);
+    if (m && h->prefetch) {
+        moves = (m->away == 1) != h->to_host;
+        m->away = h->to_host;
+    }
+    sim_give();
+    if (moves)
+        sim_charge_ns(sim_cost_ns(true, h->bytes));
     return CUDA_SUCCESS;
 }
 
-static CUresult hint(CUdeviceptr p, size_t n, bool place, CUstream s, bool pt)
+static CUresult hint(struct hint what, bool place, CUstream s, bool pt)
 {
     if (!place)
         return CUDA_ERROR_INVALID_DEVICE;
-    CUresult r = managed(p, n);
-    return r ? r : sim_enqueue(s, pt, (struct sim_op){nothing, NULL, NULL, CU_GRAPH_NODE_TYPE_EMPTY});
+    CUresult r = managed(what.p, what.bytes);
+    if (r)
+        return r;
+    struct hint *h = malloc(sizeof *h);
+    if (!h)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *h = what;
+    return sim_enqueue(s, pt, (struct sim_op){run_hint, free, h, CU_GRAPH_NODE_TYPE_EMPTY});
 }
 
 /* ---- stream attributes: kept, not acted on */
@@ -148,11 +170,11 @@ static CUresult copy_attributes(CUstream dst, CUstream src, bool pt)
 
 #define HINT_ENTRIES(suffix, pt) \
     SIM_API CUresult cuMemPrefetchAsync##suffix(CUdeviceptr p, size_t n, CUdevice dev, CUstream s) \
-    { SIM_ENTRY(); return hint(p, n, dev == CU_DEVICE_CPU || sim_device_ok(dev), s, pt); } \
+    { SIM_ENTRY(); return hint((struct hint){p, n, true, dev == CU_DEVICE_CPU}, dev == CU_DEVICE_CPU || sim_device_ok(dev), s, pt); } \
     SIM_API CUresult cuMemPrefetchAsync_v2##suffix(CUdeviceptr p, size_t n, CUmemLocation l, unsigned int flags, CUstream s) \
-    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE : hint(p, n, place_ok(l), s, pt); } \
+    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE : hint((struct hint){p, n, true, l.type != CU_MEM_LOCATION_TYPE_DEVICE}, place_ok(l), s, pt); } \
     SIM_API CUresult cuStreamAttachMemAsync##suffix(CUstream s, CUdeviceptr p, size_t n, unsigned int flags) \
-    { SIM_ENTRY(); return flags & ~7u || !flags ? CUDA_ERROR_INVALID_VALUE : hint(p, n ? n : 1, true, s, pt); } \
+    { SIM_ENTRY(); return flags & ~7u || !flags ? CUDA_ERROR_INVALID_VALUE : hint((struct hint){p, n ? n : 1, false, false}, true, s, pt); } \
     SIM_API CUresult cuStreamGetAttribute##suffix(CUstream s, CUstreamAttrID a, CUstreamAttrValue *v) \
     { SIM_ENTRY(); return attribute(s, pt, a, v, NULL); } \
     SIM_API CUresult cuStreamSetAttribute##suffix(CUstream s, CUstreamAttrID a, const CUstreamAttrValue *v) \

@@ -129,6 +129,7 @@ struct sim_map {
     bool in_ram;      /* bytes live in host memory */
     bool host_access; /* VMM: a host descriptor was granted */
     bool sync_memops;
+    uint64_t away; /* managed: 0 in VRAM, 1 on the host, else the launch (sim_account.id) that brings it in */
     unsigned devices; /* VMM: bit per device that was granted access */
     unsigned read_only;
     int device;

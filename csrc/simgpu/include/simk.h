@@ -13,6 +13,9 @@
  *
  * One launch runs on one host thread, block after block and thread after thread. __syncthreads() costs only those who call
  * it: the first caller of a block stays behind on its stack while a fresh one carries on with the next thread.
+ * Compiled with -DSIM_ACCOUNT -fsanitize=thread and linked without that sanitizer's library, a companion tells the driver of
+ * every access, and the simulated clock charges the launch for it (simk_account.h):
+ *     gcc -x c -std=gnu11 -O2 -fPIC -shared -DSIM_ACCOUNT -fsanitize=thread -nodefaultlibs ... app.cu -o app.simk.so -lm -lc
  * Rules: a kernel must be free of undefined CUDA behaviour (no barrier in diverged code that expects exited threads); there
  * are no warps, hence no warp intrinsics and no cooperative groups; a kernel that spins on another block never ends.
  */
@@ -30,7 +33,7 @@
 
 /* ---- what the driver reads: the only part that must stay binary compatible (SIMK_ABI) ---- */
 
-#define SIMK_ABI 1u
+#define SIMK_ABI 2u
 
 struct simk_dim {
     unsigned x, y, z;
@@ -59,6 +62,7 @@ struct simk_registry {
     unsigned abi;
     struct simk_kernel *const *kernels, *const *kernels_end;
     struct simk_global *const *globals, *const *globals_end;
+    void (**touch)(const void *address, size_t bytes); /* set by the driver; NULL: this companion does not account */
 };
 
 #ifndef SIMK_DRIVER /* the driver includes this header for the structs above only */
@@ -79,10 +83,18 @@ extern struct simk_kernel *const __stop_simk_kernels[] __attribute__((weak, visi
 extern struct simk_global *const __start_simk_globals[] __attribute__((weak, visibility("hidden")));
 extern struct simk_global *const __stop_simk_globals[] __attribute__((weak, visibility("hidden")));
 
+#ifdef SIM_ACCOUNT
+extern __attribute__((visibility("hidden"))) void (*simk_touch)(const void *address, size_t bytes);
+__attribute__((weak, visibility("hidden"))) void (*simk_touch)(const void *address, size_t bytes);
+#define SIMK_TOUCH &simk_touch
+#else
+#define SIMK_TOUCH NULL
+#endif
+
 /* The one symbol that the driver looks up. Weak, so that several objects of one companion may each include this header. */
 extern struct simk_registry simk_registry __attribute__((weak, visibility("default")));
 struct simk_registry simk_registry = {
-    SIMK_ABI, __start_simk_kernels, __stop_simk_kernels, __start_simk_globals, __stop_simk_globals,
+    SIMK_ABI, __start_simk_kernels, __stop_simk_kernels, __start_simk_globals, __stop_simk_globals, SIMK_TOUCH,
 };
 #ifdef __cplusplus
 }
@@ -451,6 +463,10 @@ template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
 #define atomicOr(p, v) _Generic((p), SIMK_PICK(or, p))((p), (v))
 #define atomicAnd(p, v) _Generic((p), SIMK_PICK(and, p))((p), (v))
 #define atomicCAS(p, was, v) _Generic((p), SIMK_PICK(cas, p))((p), (was), (v))
+#endif
+
+#ifdef SIM_ACCOUNT
+#include "simk_account.h"
 #endif
 
 /* ---- registration ---- */

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a launch costs in simulated time: the bytes that its kernel touches, counted per tier. Called by launch.c around each
+ * kernel, and by accounting companions (simk_account.h) at each access.
+ * Rules: every access pays, as if no cache existed; VRAM and RAM are drawn on at the same time, unless SIMGPU_OVERLAP=no
+ * says one after the other; managed memory that lies on the host comes over the link once; nothing else takes time. Counts depend on the kernel alone, so a figure is repeatable.
+ */
+#include "code.h"
+
+#include <string.h>
+
+static _Thread_local struct sim_account *counting; /* of the launch that this thread runs */
+
+/* The map of the driver that holds the address, or the gap between two. */
+static struct sim_place find(const struct sim_account *a, uint64_t p)
+{
+    struct sim_place found = {0, UINT64_MAX, SIM_NOWHERE};
+    sim_take();
+    size_t i = sim_map_from(p);
+    struct sim_map *m = sim_map_at(i), *before = i ? sim_map_at(i - 1) : NULL;
+    if (m && p >= m->base) {
+        if (m->away == 1)
+            m->away = a->id;
+        found = (struct sim_place){m->base, m->base + m->size, m->in_ram || m->away == a->id ? SIM_IN_RAM : SIM_IN_VRAM};
+    } else {
+        found.base = before ? before->base + before->size : 0;
+        found.end = m ? m->base : UINT64_MAX;
+    }
+    sim_give();
+    return found;
+}
+
+void sim_touch(const void *address, size_t bytes)
+{
+    uint64_t p = (uint64_t)(uintptr_t)address;
+    struct sim_account *a = counting;
+    if (!a)
+        return;
+    struct sim_place *at = &a->places[(p >> 21) % SIM_PLACES];
+    if (__builtin_expect(p < at->base || p >= at->end, 0))
+        *at = find(a, p);
+    a->bytes[at->tier] += bytes;
+}
+
+void sim_account_begin(struct sim_account *a)
+{
+    memset(a, 0, sizeof *a);
+    a->id = sim_unique() + 1; /* 0 and 1 mean something else in sim_map.away */
+    counting = a;
+}
+
+void sim_account_end(struct sim_account *a)
+{
+    uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]), ram = sim_cost_ns(true, a->bytes[SIM_IN_RAM]);
+    counting = NULL;
+    sim_charge_ns(!sim_config()->overlap ? vram + ram : vram > ram ? vram : ram);
+}
