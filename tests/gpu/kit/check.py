@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -27,6 +26,7 @@ from kit.contract import Experiment
 EXIT_ANSWERED, EXIT_UNANSWERED, EXIT_NO_DEVICE = 0, 1, 3
 LIST_LIMIT = 60.0  # seconds: Python ones import what they need
 SHARE = 0.6  # of its limit, that an experiment is told to take at most
+NAMES_SHOWN = 4  # rows that share a reason, named in the summary
 JUNK_KEPT = 5  # lines of stdout that were no rows, quoted per experiment
 MIB = 1 << 20
 GIB = 1 << 30
@@ -376,9 +376,13 @@ class Check:
         say = self.table.note
         say("")
         for experiment in self.result["experiments"]:
-            open_rows = [row for row in experiment["rows"] if row["verdict"] == contract.UNANSWERED]
-            for row in open_rows:
-                say(f"not answered: {row['row']}: {re.sub(chr(92) + 's+', ' ', row['seen'])[:200]}")
+            by_reason: dict[str, list[str]] = {}
+            for row in experiment["rows"]:
+                if row["verdict"] == contract.UNANSWERED:
+                    by_reason.setdefault(" ".join(row["seen"].split())[:300], []).append(row["row"])
+            for reason, names in by_reason.items():
+                more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+                say(f"not answered: {', '.join(names[:NAMES_SHOWN])}{more}: {reason}")
         if found["corrected"]:
             say(f"beliefs corrected: {', '.join(found['corrected'])}")
         say(

@@ -24,7 +24,7 @@ def value_of(row: dict[str, Any]) -> str:
 def seen_of(row: dict[str, Any]) -> str:
     """The answer in words, with the value where it says more than the words."""
     value = value_of(row)
-    return f"{row['seen']} ({value})" if value and value not in row["seen"] else row["seen"]
+    return f"{row['seen']} ({value})" if value and row["unit"] not in row["seen"] else row["seen"]
 
 
 def belief_of(row: dict[str, Any]) -> str:
