@@ -109,7 +109,7 @@ def refuse_uncatchable(found: program.Program) -> None:
 
 def execute(found: program.Program, argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Replace this process by the program (same pid, so signals and the exit code are its own). Returns only by raising."""
-    path = str(found.path)
+    path = found.file
     for name in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(name, signal.SIG_DFL)  # Python ignores both, and exec would hand that on
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -56,16 +57,38 @@ def library() -> Path:
     if not path.is_file():
         raise SpillshimError(f"the library to preload is not a file: {path} (from {origin})")
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        damage = _damage(path)
     except OSError as error:
         raise SpillshimError(
             f"the library to preload cannot be read: {path} ({error.strerror}; from {origin})",
             f"Make it and the folders above it readable: chmod a+r '{path}'",
         ) from error
-    if magic != b"\x7fELF":
-        raise SpillshimError(f"the library to preload is not an ELF file: {path} (from {origin})")
+    if damage:
+        raise SpillshimError(
+            f"the library to preload is {damage}: {path} (from {origin})",
+            "Unset SPILLSHIM_LIBRARY or point it to a whole libspillshim.so." if override else "Reinstall spillshim.",
+        )
     return path
+
+
+def _damage(path: Path) -> str:
+    """Why `path` is no shared library of this machine that is there to its end, or "". ld.so would kill the program by SIGBUS
+    for the one, and run it without the shim for the other. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        if not head.startswith(b"\x7fELF"):
+            return "not an ELF file"
+        if len(head) == 64 and (head[4], head[18:20]) != (2, b"\x3e\x00"):
+            return "not built for 64-bit x86"
+        if len(head) == 64:
+            (offset,), (entry, count) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<HH", head, 54)
+            file.seek(offset)
+            table = file.read(entry * count)
+        size = os.fstat(file.fileno()).st_size
+    if len(head) < 64 or entry < 56 or len(table) < entry * count:
+        return f"cut off in its headers ({size} bytes)"
+    end = max((sum(struct.unpack_from("<Q16xQ", table, at + 8)) for at in range(0, len(table), entry)), default=0)
+    return f"cut off: {size} of at least {end} bytes" if end > size else ""
 
 
 def probe() -> Path:

@@ -7,6 +7,7 @@ never appear there are found by watching the process tree, so one that lived les
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -71,10 +72,7 @@ def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settin
         record = folder / "observed.jsonl"
         made = launch.environment(env, settings, found.sanitizers)
         made["SPILLSHIM_OBSERVE"] = str(record)
-        try:
-            child = subprocess.Popen(list(argv), executable=str(found.path), env=made)
-        except OSError as error:
-            raise SpillshimError(f"cannot execute {found.path}: {error.strerror}") from error
+        child = _start(found, argv, made)
         seen = _watch(child, str(found.elf or found.path))
         returncode = child.wait()
         reports = _settled_reports(record, seen)
@@ -87,6 +85,19 @@ def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settin
         if pid not in reported:
             processes.append(Process(pid, exe, NOT_LOADED, _why_not_loaded(exe)))
     return Observation(returncode, processes)
+
+
+def _start(found: program.Program, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        try:
+            return subprocess.Popen(list(argv), executable=found.file, env=env)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # A script without a #! line: a shell runs it, as in launch.execute().
+            return subprocess.Popen(["sh", found.file, *argv[1:]], executable="/bin/sh", env=env)
+    except OSError as error:
+        raise SpillshimError(f"cannot execute {found.file}: {error.strerror}") from error
 
 
 def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, str]:

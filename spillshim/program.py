@@ -38,7 +38,7 @@ _MUST_BE_FIRST = tuple(name for name in SANITIZERS if "ubsan" not in name)
 class Program:
     """What `command` leads to.
 
-    `path` is what exec gets, `elf` the ELF file that the kernel will load at the end (the interpreter of a script; None
+    `path` is its file, `elf` the ELF file that the kernel will load at the end (the interpreter of a script; None
     where the file could not be read), `needed` its DT_NEEDED, `problems` why a preloaded library would not reach it,
     as (short name, sentence, what to do).
     """
@@ -51,6 +51,11 @@ class Program:
     needed: list[str] = field(default_factory=list)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
     unreadable: str = ""
+
+    @property
+    def file(self) -> str:
+        """What exec gets: the path as it was written, and with a slash always, else exec would search PATH once more."""
+        return self.command if "/" in self.command else os.path.join(os.curdir, self.path)
 
     @property
     def sanitizers(self) -> list[str]:
@@ -93,10 +98,11 @@ def find(command: str, search: str | None = None) -> Path:
             continue
         except OSError:
             continue
-        return path if path.is_absolute() else Path(".") / path
+        return path
     if refused:
         raise refused
-    raise ProgramNotFound(f"no program named {command} on PATH", f"PATH is {search}")
+    here = f"There is one in this folder: ./{command}" if os.path.isfile(command) else f"PATH is {search}"
+    raise ProgramNotFound(f"no program named {command} on PATH", here)
 
 
 def _check_executable(path: Path, info: os.stat_result) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from spillshim import sizes
 
@@ -63,24 +64,35 @@ def _paths(text: str) -> str:
     return ":".join(os.path.abspath(part) for part in text.split(":"))
 
 
-KEYS: Mapping[str, tuple[Callable[[str], str], str]] = {
-    "vram": (_size, "VRAM of each simulated device (default 8G)"),
-    "ram": (_size, "host memory that all its processes may pin together (default 16G)"),
-    "devices": (_number, "number of devices (default 1)"),
-    "link": (_rate, f"bytes per second between host and device (default {DEFAULT_LINK})"),
-    "hbm": (_rate, f"bytes per second of device memory (default {DEFAULT_HBM})"),
-    "name": (_name, "machine id; runs with the same name share its memory (default: a machine of this run alone)"),
-    "driver": (_number, "cuDriverGetVersion (default 13000)"),
-    "host_vmm": (_word("numa", "host", "none", "crash"), "which host location cuMemCreate accepts (default numa)"),
-    "mixed_copy": (_word("allow", "refuse"), "one copy over VRAM and RAM mappings (default refuse)"),
-    "kernels": (_paths, "companion .so files of kernels, separated by colons"),
-    "unknown_kernel": (
+@dataclass(frozen=True)
+class Key:
+    """One key of --sim: what its value must be, the driver's default, what it means."""
+
+    check: Callable[[str], str]
+    default: str
+    help: str
+
+
+KEYS: Mapping[str, Key] = {
+    "vram": Key(_size, DEFAULT_VRAM, "VRAM of each simulated device"),
+    "ram": Key(_size, "16G", "host memory that all its processes may pin together"),
+    "devices": Key(_number, "1", "number of devices"),
+    "link": Key(_rate, DEFAULT_LINK, "bytes per second between host and device"),
+    "hbm": Key(_rate, DEFAULT_HBM, "bytes per second of device memory"),
+    "overlap": Key(_word("no", "yes"), "yes", "a kernel draws on VRAM and on the link at the same time"),
+    "name": Key(_name, "", "machine id; runs with the same name share its memory (without one: a machine of this run alone)"),
+    "driver": Key(_number, "13000", "what cuDriverGetVersion answers"),
+    "host_vmm": Key(_word("numa", "host", "none", "crash"), "numa", "which host location cuMemCreate accepts"),
+    "mixed_copy": Key(_word("allow", "refuse"), "refuse", "one copy over VRAM and RAM mappings"),
+    "kernels": Key(_paths, "", "companion .so files of kernels, separated by colons"),
+    "unknown_kernel": Key(
         _word("noop", "probe", "fail"),
-        "a launch of a kernel without companion does nothing, touches what its parameters name, or fails (default noop)",
+        "noop",
+        "a launch of a kernel without companion does nothing, touches what its parameters name, or fails",
     ),
-    "trace": (_path, "file that gets one line a driver call"),
-    "stub_log": (_path, "file that gets the name of each unimplemented entry that was called"),
-    "poison": (_flag, "1: fresh device memory holds a pattern instead of zeroes"),
+    "trace": Key(_path, "", "file that gets one line a driver call"),
+    "stub_log": Key(_path, "", "file that gets the name of each unimplemented entry that was called"),
+    "poison": Key(_flag, "0", "1: fresh device memory holds a pattern instead of zeroes"),
 }
 
 
@@ -95,9 +107,8 @@ def parse(text: str) -> dict[str, str]:
         key = key.strip().lower().replace("-", "_")
         if not equals or key not in KEYS:
             raise ValueError(f"{part!r} is not KEY=VALUE with one of the keys {', '.join(KEYS)}")
-        check, _ = KEYS[key]
         try:
-            made[f"SIMGPU_{key.upper()}"] = check(value.strip())
+            made[f"SIMGPU_{key.upper()}"] = KEYS[key].check(value.strip())
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
     return made

@@ -8,7 +8,7 @@ import shlex
 
 import click
 
-from spillshim import launch, native
+from spillshim import launch, native, simulation
 from spillshim.cli.options import settings, shim_options, show
 from spillshim.errors import SpillshimError
 
@@ -36,8 +36,16 @@ def documented_variables() -> list[dict[str, str]]:
     ]
 
 
+def _simulated_variables() -> list[dict[str, str]]:
+    """The same for the simulated driver's variables, the keys of --sim."""
+    return [
+        {"name": f"SIMGPU_{name.upper()}", "type": "--sim", "default": key.default, "help": key.help}
+        for name, key in simulation.KEYS.items()
+    ]
+
+
 def _print_variables(as_json: bool) -> None:
-    rows = documented_variables()
+    rows = documented_variables() + _simulated_variables()
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -63,7 +71,10 @@ def _escape(text: str) -> str:
     "--json", "as_json", is_flag=True, help="Print a JSON object (with --help-vars a list) instead of shell lines."
 )
 @click.option(
-    "--help-vars", is_flag=True, help="List the environment variables that the library reads, with their defaults."
+    "--help-vars",
+    is_flag=True,
+    help="List the environment variables that the library and the simulated GPU read, with their defaults.",
+
 )
 @click.pass_context
 def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_vars: bool) -> None:

@@ -174,7 +174,8 @@ def sim_option(function: F) -> F:
         is_flag=False,
         flag_value="",
         default=None,
-        help=f"Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G. Keys: {keys}.",
+        help="Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G. "
+        f"Keys: {keys} (`spillshim env --help-vars` explains them).",
     )(function)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,17 @@ def test_each_process_of_a_tree_is_listed(spillshim, c_program) -> None:
     assert verdicts["sleeper"]["verdict"] == "not loaded"
     assert "statically linked" in verdicts["sleeper"]["why"]
     assert verdicts["true"]["verdict"] == "no cuda"
+
+
+def test_a_program_in_this_folder(spillshim, c_program, tmp_path: Path) -> None:
+    """As a person names it: ./PROGRAM, which is not on PATH; $0 is as it was written."""
+    folder = tmp_path / "cwd"  # where the fixture runs
+    shutil.copy(c_program(LINKED, name="linked"), folder / "linked")
+    (folder / "script").write_text('[ "$0" = ./script ] && exec ./linked\n')
+    (folder / "script").chmod(0o755)
+    for name in ("./linked", "./script"):  # the second has no #! line: a shell runs it
+        code, answer = observed(spillshim, name)
+        assert (code, answer["returncode"]) == (0, 7), answer
 
 
 def test_a_static_program_is_not_run_at_all(spillshim, c_program, tmp_path: Path) -> None:

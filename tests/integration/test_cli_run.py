@@ -371,7 +371,7 @@ def test_env_as_json(spillshim, preloadable: Path) -> None:
 def test_the_variables_are_documented(spillshim) -> None:
     rows = json.loads(spillshim("env", "--help-vars", "--json").ok().stdout)
     named = {row["name"]: row for row in rows}
-    assert {"SPILLSHIM_VRAM_LIMIT", "SPILLSHIM_HOST_LIMIT", "SPILLSHIM_REPORT", "SPILLSHIM_STATS"} <= set(named)
+    assert {"SPILLSHIM_VRAM_LIMIT", "SPILLSHIM_HOST_LIMIT", "SPILLSHIM_STATS", "SIMGPU_VRAM"} <= set(named)
     assert all(row["help"] for row in rows)
     table = spillshim("env", "--help-vars").ok().stdout
     assert all(name in table for name in named)

@@ -117,6 +117,34 @@ def test_a_library_that_cannot_be_preloaded_is_refused(
     assert error.value.exit_code == 125
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"), [(20, "cut off in its headers"), (100, "cut off in its headers"), (3000, "cut off: 3000 of")]
+)
+def test_a_library_that_is_cut_off_is_refused(
+    kept: int, message: str, libspillshim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ld.so would map it all the same, and the program would die of SIGBUS."""
+    library = tmp_path / "libspillshim.so"
+    monkeypatch.setenv("SPILLSHIM_LIBRARY", str(library))
+    library.write_bytes(libspillshim.read_bytes()[:kept])
+    with pytest.raises(SpillshimError, match=message):
+        native.library()
+    library.write_bytes(libspillshim.read_bytes())
+    assert native.library() == library
+
+
+def test_a_library_for_another_machine_is_refused(
+    libspillshim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray(libspillshim.read_bytes())
+    data[18:20] = (183).to_bytes(2, "little")  # EM_AARCH64
+    library = tmp_path / "libspillshim.so"
+    library.write_bytes(data)
+    monkeypatch.setenv("SPILLSHIM_LIBRARY", str(library))
+    with pytest.raises(SpillshimError, match="64-bit x86"):
+        native.library()
+
+
 def test_an_unreadable_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # tmp_path itself is closed to other users
         os.chmod(folder, 0o755)

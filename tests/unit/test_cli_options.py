@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,13 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[str], dict[str, str]]]:
-    """Collects what `run` would have executed; a stand-in library satisfies the search for the real one."""
+def executed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libspillshim: Path
+) -> list[tuple[list[str], dict[str, str]]]:
+    """Collects what `run` would have executed, with a copy of the library."""
     for name in [name for name in os.environ if name.startswith(("SPILLSHIM_", "SIMGPU_"))]:
         monkeypatch.delenv(name)
-    library = tmp_path / "libspillshim.so"
-    library.write_bytes(b"\x7fELF")
+    library = shutil.copy(libspillshim, tmp_path)
     monkeypatch.setenv("SPILLSHIM_LIBRARY", str(library))
     calls: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(launch, "execute", lambda found, argv, env: calls.append((list(argv), dict(env))))

@@ -135,6 +135,26 @@ def test_a_script_that_runs_itself_ends(tmp_path: Path) -> None:
     assert "interpreters" in found.unreadable
 
 
+def test_exec_gets_the_name_as_written_and_never_searches_path_again(
+    tmp_path: Path, true: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert program.read("./true").file == "./true"
+    assert program.read(str(true)).file == str(true)
+    assert program.read("true", search=f"/nowhere:{tmp_path}").file == str(true)
+    for here in ("", "."):  # both mean this folder in a PATH
+        assert program.read("true", search=here).file == "./true"
+
+
+def test_a_program_of_this_folder_without_the_dot_is_pointed_out(
+    tmp_path: Path, true: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProgramNotFound) as error:
+        program.read("true", search="/nowhere")
+    assert "./true" in error.value.fix
+
+
 def test_path_is_searched_in_order_and_skips_what_cannot_run(tmp_path: Path, true: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
