@@ -438,20 +438,75 @@ def test_wrong_marker_is_2(kit: Kit, marker: str) -> None:
     assert ran.returncode == 2 and "odd.py" in ran.stderr
 
 
-def test_no_device_is_3(clean_env: dict[str, str], tmp_path: Path) -> None:
-    # An empty driver stands before any that this machine may have.
-    (tmp_path / "driver").mkdir()
-    source = tmp_path / "empty.c"
-    source.write_text("int cuInit(unsigned flags) { (void)flags; return 100; }\nint cuGetErrorName(int e, const char **n) { (void)e; *n = \"CUDA_ERROR_NO_DEVICE\"; return 0; }\n")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "driver" / "libcuda.so.1", source], check=True)
-    ran = subprocess.run(
-        [str(REPOSITORY / "scripts" / "gpu-check"), "--only", "facts", "--out", str(tmp_path / "out"), "--build", str(tmp_path / "build")],
-        env=dict(clean_env, PYTHON=sys.executable, LD_LIBRARY_PATH=str(tmp_path / "driver")),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+FAKE_DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { (void)flags; return INIT; }
+int cuGetErrorName(int e, const char **n) { (void)e; *n = "CUDA_ERROR_NO_DEVICE"; return 0; }
+int cuDeviceGetCount(int *n) { *n = 1; return 0; }
+int cuDeviceGet(int *d, int ordinal) { *d = ordinal; return 0; }
+int cuDriverGetVersion(int *v) { *v = 12080; return 0; }
+int cuDeviceGetName(char *to, int n, int d) { (void)n; (void)d; strcpy(to, "Fake GPU (X)"); return 0; }
+int cuDeviceGetPCIBusId(char *to, int n, int d) { (void)n; (void)d; strcpy(to, "0000:FF:00.0"); return 0; }
+int cuDeviceTotalMem_v2(unsigned long *to, int d) { (void)d; *to = 8ul << 30; return 0; }
+int cuDeviceGetUuid(unsigned char *to, int d) { (void)d; memset(to, 7, 16); return 0; }
+int cuDeviceGetAttribute(int *to, int a, int d) { (void)d; if (a == 134) return 1; *to = a; return 0; }
+"""
+
+
+@pytest.fixture
+def fake_driver(tmp_path: Path):
+    """`fake_driver(0)`: a folder with a libcuda.so.1 that describes a device, or whose cuInit fails; put before any real one."""
+
+    def make(init: int) -> Path:
+        folder = tmp_path / "driver"
+        folder.mkdir()
+        (tmp_path / "driver.c").write_text(FAKE_DRIVER)
+        for name in ("libcuda.so.1", "libnvidia-ml.so.1"):  # the second has none of NVML's entries that count
+            more = "" if name == "libcuda.so.1" else "int nvmlInit_v2(void) { return 9; }"
+            (tmp_path / "driver.c").write_text(FAKE_DRIVER + more)
+            subprocess.run(["gcc", f"-DINIT={init}", "-shared", "-fPIC", "-o", folder / name, tmp_path / "driver.c"], check=True)
+        return folder
+
+    return make
+
+
+def real_argv(kit: Kit, *words: str) -> list[str]:
+    return [word if word != "sim" else "real" for word in kit.argv(*words)]
+
+
+def test_no_device_is_3(kit: Kit, fake_driver) -> None:
+    kit.add("good", "one", "say('good.one')")
+    env = dict(kit.env, LD_LIBRARY_PATH=str(fake_driver(100)))
+    ran = subprocess.run(real_argv(kit), env=env, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 3, ran.stdout + ran.stderr
     assert "no device to ask: cuInit answered CUDA_ERROR_NO_DEVICE (100)" in ran.stderr
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list(kit.out.glob("*"))
+
+
+def test_simulated_driver_does_not_pass_for_a_gpu(kit: Kit, sim_dir: Path) -> None:
+    kit.add("good", "one", "say('good.one')")
+    env = dict(kit.env, LD_LIBRARY_PATH=str(sim_dir))
+    ran = subprocess.run(real_argv(kit), env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 3 and "is the simulated one" in ran.stderr and not list(kit.out.glob("*"))
+
+
+def test_real_device_without_the_library_still_answers_facts(kit: Kit, fake_driver, tmp_path: Path) -> None:
+    """The path of a real run, up to the driver: bounds, description, file name; and what needs libspillshim says that it is missing."""
+    body = "say('fact.bounds', seen=' '.join(sys.argv[1:]))\nassert 'SIMGPU_NAME' not in os.environ\nassert 'LD_PRELOAD' not in os.environ"
+    kit.add("fact", "bounds", body)
+    kit.add("hooked", "one", "say('hooked.one')", groups="hook")
+    env = dict(kit.env, LD_LIBRARY_PATH=str(fake_driver(0)), GPU_CHECK_NATIVE=str(tmp_path), SIMGPU_NAME="leak", CUDA_VISIBLE_DEVICES="0")
+    ran = subprocess.run(real_argv(kit, "--only", "facts,hook"), env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    result = kit.result()
+    (path,) = kit.out.glob("*.json")
+    assert path.name.startswith("fake-gpu-x-20") and result["model"] is False and "SIMULATED" not in ran.stdout
+    device = result["device"]
+    assert (device["vram"], device["cuda"], device["compute_capability"], device["host_numa_id"]) == (8 << 30, "12.8", "75.76", None)
+    assert len(device["uuid_hash"]) == 16 and "07070707" not in path.read_text()
+    assert result["bounds"]["vram"] <= 0.6 * (4 << 30) and result["bounds"]["ram"] <= 24 << 30  # what is free is unknown: half
+    assert rows(result, "fact")["bounds"]["seen"].startswith(f"--vram {result['bounds']['vram']} --ram ")
+    assert "has no libspillshim.so" in rows(result, "hooked")["all"]["seen"]
 
 
 def test_terminal_gets_columns(kit: Kit) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,7 @@ class Toolbox:
         if os.environ.get("GPU_CHECK_CUDA_INCLUDE"):
             candidates.insert(0, Path(os.environ["GPU_CHECK_CUDA_INCLUDE"]))
         if self.nvcc:
-            home = Path(self.nvcc).resolve().parent.parent
-            candidates += [home / "include", home / "targets" / "x86_64-linux" / "include"]
+            candidates += self._includes_of_nvcc(self.nvcc)
         for place in sys.path:
             candidates += [Path(place) / "nvidia" / part / "include" for part in ("cu13", "cuda_runtime")]
         candidates += [Path("/usr/local/cuda/include"), Path("/usr/include")]
@@ -84,6 +84,14 @@ class Toolbox:
             if (folder / "cuda.h").is_file() and (folder / "cudaTypedefs.h").is_file():
                 return folder
         raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
+
+    @staticmethod
+    def _includes_of_nvcc(nvcc: str) -> list[Path]:
+        # It may be a script that starts another one: ask it.
+        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True, timeout=60, check=False)
+        home = Path(nvcc).resolve().parent.parent
+        asked = [Path(path) for path in re.findall(r'-I([^"\s]+)', said.stderr + said.stdout)]
+        return [*asked, home / "include", home / "targets" / "x86_64-linux" / "include"]
 
     @cached_property
     def programs(self) -> Path:

@@ -128,6 +128,8 @@ class Check:
             raise NoDevice(f"the device could not be described: {ended.end()}\n{ended.stderr[-500:]}") from None
         if "device" not in said:
             raise NoDevice(said.get("error", "no device"))
+        if not self.sim and "simgpu" in said["device"]["name"]:
+            raise NoDevice("the driver that the loader finds is the simulated one (LD_LIBRARY_PATH?); --device sim asks it")
         return said
 
     def _bounds(self, said: dict[str, Any]) -> tuple[int, int]:
