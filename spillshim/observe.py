@@ -2,7 +2,8 @@
 """Runs a command under observation and says of each of its processes whether its allocations reached the shim.
 
 Called by `doctor -- CMD`. The shim writes one JSON object per process that loads it (SPILLSHIM_OBSERVE); processes that
-never appear there are found by watching the process tree, so one that lived less than a few milliseconds may be missed.
+never appear there (a shell ends by _exit, a static program loads nothing) are found by watching the process tree and what
+is mapped in it, so one that lived less than a few milliseconds may be missed.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Any
 
 import psutil
 
-from spillshim import launch, program
+from spillshim import launch, native, program
 from spillshim.errors import SpillshimError
 
 CAUGHT = "caught"  # allocations reached the shim
 NO_ALLOCATION = "no allocation"  # libcuda was loaded, but no allocation reached the shim
 NO_CUDA = "no cuda"  # the shim was loaded, libcuda never
+NO_REPORT = "no report"  # the shim and libcuda were loaded, but the process ended before it could report
 NOT_LOADED = "not loaded"  # the process ran without the shim
 
 _POLL = 0.02  # seconds between looks at the process tree
@@ -43,6 +45,16 @@ class Process:
     why: str
     paths: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Seen:
+    """What was seen of a process while it ran: its program, and whether the two libraries were mapped in it."""
+
+    exe: str
+    shim: bool = False
+    libcuda: bool = False
+    looked: bool = False
 
 
 @dataclass
@@ -81,9 +93,10 @@ def observe(argv: Sequence[str], env: Mapping[str, str], settings: launch.Settin
     processes = [_judge(report) for report in reports]
     # A process may exec several programs in a row under one pid: any report of that pid counts for it.
     reported = {process.pid for process in processes}
-    for pid, exe in sorted(seen.items()):
-        if pid not in reported:
-            processes.append(Process(pid, exe, NOT_LOADED, _why_not_loaded(exe)))
+    probe = os.path.realpath(native.probe())
+    for pid, one in sorted(seen.items()):
+        if pid not in reported and one.exe != probe:  # the shim's own child is no process of the command
+            processes.append(Process(pid, one.exe, *_without_report(one)))
     return Observation(returncode, processes)
 
 
@@ -100,9 +113,21 @@ def _start(found: program.Program, argv: Sequence[str], env: Mapping[str, str]) 
         raise SpillshimError(f"cannot execute {found.file}: {error.strerror}") from error
 
 
-def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, str]:
-    """Pid and program of every process seen in the child's tree until it ends."""
-    seen = {child.pid: program_file}
+def _look(pid: int, one: Seen, library: str) -> None:
+    """Note which of the two libraries process `pid` has mapped."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:  # ended, or of another user
+        return
+    one.looked = True
+    one.shim = one.shim or library in maps
+    one.libcuda = one.libcuda or "/libcuda.so" in maps
+
+
+def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, Seen]:
+    """Every process seen in the child's tree until it ends, by its pid."""
+    library = os.path.realpath(native.library())
+    seen = {child.pid: Seen(os.path.realpath(program_file))}
     try:
         root = psutil.Process(child.pid)
     except psutil.NoSuchProcess:  # it has ended already
@@ -114,8 +139,13 @@ def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, str]:
                 try:
                     if process.status() != psutil.STATUS_ZOMBIE:
                         exe = process.exe()
-                        if exe:
-                            seen[process.pid] = exe
+                        if not exe:
+                            continue
+                        if process.pid not in seen or seen[process.pid].exe != exe:
+                            seen[process.pid] = Seen(exe)  # new, or it has executed another program
+                        one = seen[process.pid]
+                        if not (one.shim and one.libcuda):
+                            _look(process.pid, one, library)
                 except psutil.Error:
                     continue
         except psutil.Error:
@@ -130,7 +160,7 @@ def _watch(child: subprocess.Popen[bytes], program_file: str) -> dict[int, str]:
             continue
 
 
-def _settled_reports(record: Path, seen: Mapping[int, str]) -> list[dict[str, Any]]:
+def _settled_reports(record: Path, seen: Mapping[int, Seen]) -> list[dict[str, Any]]:
     """The reports written so far; children that outlive the command get a second to end and write theirs."""
     deadline = time.monotonic() + 1.0
     while any(psutil.pid_exists(pid) for pid in seen) and time.monotonic() < deadline:
@@ -171,14 +201,22 @@ def _judge(report: Mapping[str, Any]) -> Process:
     )
 
 
-def _why_not_loaded(exe: str) -> str:
-    """Why a process ran without the shim, as far as its file tells."""
+def _without_report(one: Seen) -> tuple[str, str]:
+    """Verdict and reason for a process that reported nothing."""
+    ended = "the process ended without a report (by _exit, as shells do, or by a signal)"
+    if one.shim and one.libcuda:
+        return NO_REPORT, f"the shim was loaded, and libcuda too, but {ended}: what it allocated is not known"
+    if one.shim:
+        return NO_CUDA, f"the shim was loaded, libcuda.so.1 was not seen in it; {ended}"
     try:
-        found = program.read(exe)
+        found = program.read(one.exe)
     except SpillshimError as error:
-        return f"the shim was not loaded ({error.message})"
+        return NOT_LOADED, f"the shim was not loaded ({error.message})"
     if found.problems:
-        return "; ".join(sentence for _, sentence, _ in found.problems)
-    if os.path.basename(exe).startswith("ld-linux"):
-        return "it was started through the loader itself"
-    return "the shim was not loaded, or the process was killed before it could report: was LD_PRELOAD removed from its environment (sudo, env -i, a launcher), or did it end by _exit or a signal?"
+        return NOT_LOADED, "; ".join(sentence for _, sentence, _ in found.problems)
+    if os.path.basename(one.exe).startswith("ld-linux"):
+        return NOT_LOADED, "it was started through the loader itself"
+    removed = "LD_PRELOAD was removed from its environment (sudo, env -i, a launcher)"
+    if one.looked:
+        return NOT_LOADED, f"the shim was not loaded: {removed}"
+    return NOT_LOADED, f"either {removed}, or {ended}; it was too short to see which"

@@ -24,7 +24,7 @@ import click
 import psutil
 
 from spillshim import checks, launch, native, sizes
-from spillshim.cli.options import SizeType, console
+from spillshim.cli.options import SizeType, console, show
 from spillshim.errors import EXIT_CHECK_FAILED, SpillshimError
 from spillshim.sizes import GIB, MIB, human
 
@@ -230,8 +230,8 @@ def _print_table(plan: Plan, runs: Mapping[str, Run], stats: Mapping[str, Any], 
     from rich.table import Table
 
     device = runs["reference"].device or runs["spilled"].device or "unknown device"
-    title = f"decoder on {device}: weights {human(plan.weights)}, KV {human(plan.kv)}, compute {human(plan.compute)}, {plan.steps} steps"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    click.echo(f"decoder on {device}: weights {human(plan.weights)}, KV {human(plan.kv)}, compute {human(plan.compute)}, {plan.steps} steps")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "VRAM", "result", "checksum", "peak VRAM", "spilled", "time"):
         table.add_column(column, no_wrap=True)
     for run in runs.values():
@@ -240,7 +240,7 @@ def _print_table(plan: Plan, runs: Mapping[str, Run], stats: Mapping[str, Any], 
             tiers = (f"{stats.get('vram_peak', 0) / GIB:.2f} GiB", f"{stats.get('spilled', {}).get('bytes_peak', 0) / GIB:.2f} GiB")
         vram = human(run.vram) if run.vram else "no limit"
         table.add_row(run.name, vram, run.result, run.checksum or "-", *tiers, f"{run.seconds:.1f} s")
-    console().print(table)
+    show(table)
     if simulated:
         click.echo(_SIM_LABEL)
     for line in runs["spilled"].said.splitlines():

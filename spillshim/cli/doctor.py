@@ -18,6 +18,7 @@ _VERDICTS = {
     observe.CAUGHT: "green",
     observe.NO_CUDA: "cyan",
     observe.NO_ALLOCATION: "yellow",
+    observe.NO_REPORT: "yellow",
     observe.NOT_LOADED: "yellow",
 }
 
@@ -100,6 +101,7 @@ def _ending(returncode: int) -> str:
 
 
 def _print_observation(argv: list[str], observation: observe.Observation) -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -108,10 +110,10 @@ def _print_observation(argv: list[str], observation: observe.Observation) -> Non
 
     out(Text(f"\n{argv[0]} {_ending(observation.returncode)}. Its processes:"))
     for process in observation.processes:
-        line = Text(f"  {process.pid} {process.exe}: ")
+        line = Text(f"  {process.pid} {process.exe}: ", no_wrap=True, overflow="ignore")
         line.append(process.verdict, style=_VERDICTS[process.verdict])
         out(line)
-        out(Text(f"    {process.why}"))
+        out(Padding(Text(process.why), (0, 0, 0, 4)))
         if process.paths:
             table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
             for title in ("    module", "path", "symbol"):

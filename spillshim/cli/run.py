@@ -19,6 +19,10 @@ from spillshim.cli.options import CommandAfterDashes, settings, shim_options
 def command(ctx: click.Context, sim: dict[str, str] | None, force: bool) -> None:
     """Run PROGRAM; what does not fit into VRAM goes to pinned host memory.
 
+    \b
+    spillshim run -- ./llama-cli -m model.gguf -ngl 99
+    spillshim run --vram-limit 90% --host-limit 24G -- python train.py
+
     Sizes are 8G, 512M, 1.5T (1024-based) or, of what the option limits, 90%. The program keeps this process's id, gets the
     signals sent to it, and its exit code is returned; spillshim's own are 2 (usage), 125 (it failed before the program
     ran), 126 (not executable), 127 (not found).

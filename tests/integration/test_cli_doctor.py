@@ -152,9 +152,15 @@ def test_each_process_of_a_tree_is_listed(spillshim, c_program) -> None:
         flags=["-static"],
         name="sleeper",
     )
-    code, answer = observed(spillshim, "sh", "-c", '"$0"; "$1"; /bin/true; true', linked, static)
+    script = '"$0"; "$1"; /bin/true; env -u LD_PRELOAD sleep 0.3; exit 0'
+    code, answer = observed(spillshim, "sh", "-c", script, linked, static)
     assert code == 0
     verdicts = {os.path.basename(process["exe"]): process for process in answer["processes"]}
+    shell = verdicts.pop(os.path.basename(os.path.realpath(shutil.which("sh") or "/bin/sh")))
+    assert shell["verdict"] == "no cuda", "a shell that ends by _exit is no process without the shim"
+    assert verdicts["sleep"]["verdict"] == "not loaded"
+    assert "LD_PRELOAD was removed" in verdicts["sleep"]["why"]
+    assert set(verdicts) == {"linked", "sleeper", "true", "sleep"}, "the shim's own probe is not one of them"
     assert verdicts["linked"]["verdict"] == "caught"
     assert verdicts["sleeper"]["verdict"] == "not loaded"
     assert "statically linked" in verdicts["sleeper"]["why"]
