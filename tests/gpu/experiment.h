@@ -121,7 +121,7 @@ XP_UNUSED static void xp_add_string(struct xp_text *t, const char *s)
 XP_UNUSED static void xp_add_number(struct xp_text *t, double v)
 {
     if (isfinite(v))
-        xp_add(t, "%.12g", v);
+        xp_add(t, v == floor(v) && fabs(v) < 0x1p53 ? "%.0f" : "%.9g", v);
     else
         xp_add(t, "null");
 }
