@@ -22,6 +22,7 @@ SCHEMA = 1
 GIB = 1 << 30
 LAYOUTS = {"tail": "RAM at the end", "chunk": "spread by chunk", "granule": "spread by 2 MiB"}
 MIX = re.compile(r"bandwidth\.mix_(tail|chunk|granule|q4_chunk)_(\d+)")
+UNFOLDED = 40  # rows of an experiment that the page shows without a click
 MODEL = "model: a simulated device, no GPU was measured"
 
 
@@ -186,12 +187,17 @@ def section(result: dict[str, Any], name: str, figures: list[tuple[str, str]]) -
         lines += [f"![{text}]({file})", ""]
     for experiment in result["experiments"]:
         lines += [f"### {experiment['name']} ({', '.join(experiment['groups'])}; {experiment['seconds']:.1f} s)", ""]
+        many = len(experiment["rows"]) > UNFOLDED
+        if many:
+            lines += [f"<details><summary>{len(experiment['rows'])} rows</summary>", ""]
         lines += ["| asked | seen | verdict | decides |", "|---|---|---|---|"]
         for row in experiment["rows"]:
             verdict = row["verdict"]
             said = f"**{verdict}** `{row['belief']}`" if verdict == "corrects" else f"{verdict} `{row['belief']}`" if verdict == "confirms" else verdict
             lines.append(f"| {cell(row['ask'] or row['row'])} | {cell(shown(row))} | {'**not answered**' if verdict == 'unanswered' else said} | {cell(row['decides'])} |")
         lines.append("")
+        if many:
+            lines += ["</details>", ""]
         lines += [f"- problem: {cell(problem)}" for problem in experiment["problems"]]
         if experiment["problems"]:
             lines.append("")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ GPU = REPOSITORY / "tests" / "gpu"
 KIT = GPU / "kit"
 sys.path.insert(0, str(GPU))
 
-from kit import beliefs, contract, report  # noqa: E402
+from kit import beliefs, build, contract, report  # noqa: E402
 
 PROLOGUE = """
 import ctypes, json, os, signal, subprocess, sys, time
@@ -532,6 +534,61 @@ def test_terminal_gets_columns(kit: Kit) -> None:
     assert process.wait(60) == 0, text
     for word in ("verdict", "asked", "decides", "confirms", "what good.one is", "1 of 1 rows answered"):
         assert word in text
+
+
+# --- what the kit builds ---------------------------------------------------------------------------------------------------
+
+
+def test_wheels_serve_without_network_or_installation(kit: Kit, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried.py", "ANSWER = 42\n")
+        wheel.writestr("carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
+        wheel.writestr("carried-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("carried-1.0.dist-info/RECORD", "")
+    kit.add("uses", "one", "import carried\nsay('uses.one', seen=f'{carried.ANSWER} ' + os.environ['GPU_CHECK_WHEELS'])")
+    ran, result = kit.run("--wheels", str(wheels))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert rows(result, "uses")["one"]["seen"] == f"42 {wheels}"
+    assert result["command"][-2:] == ["--wheels", "wheels"]
+    assert subprocess.run([sys.executable, "-c", "import carried"], capture_output=True, check=False).returncode != 0
+
+
+def test_package_of_the_source_tree_is_importable_in_experiments(kit: Kit, native_dir: Path) -> None:
+    kit.add("uses", "one", "import spillshim.native as n\nsay('uses.one', seen=str(n.library().resolve()))")
+    _, result = kit.run()
+    seen = rows(result, "uses")["one"]["seen"]
+    assert seen.endswith("libspillshim.so") and "never said" not in seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cffi", [True, False], ids=["with cffi", "without cffi"])
+def test_native_parts_are_built_where_nothing_is_installed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda_include: Path, cffi: bool
+) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("cmake is not installed")
+    if cffi:
+        pytest.importorskip("cffi.gen_src")
+    monkeypatch.delenv("GPU_CHECK_NATIVE", raising=False)
+    monkeypatch.setattr(build, "_has_cffi", lambda: cffi)
+    monkeypatch.setattr(build.Toolbox, "_installed", staticmethod(lambda: None))
+    tools = build.Toolbox(tmp_path / "with space", kit.folder)
+    if not cffi:  # a bare machine in another respect too: its toolkit has no nvml.h, a package has
+        toolkit = tmp_path / "toolkit"
+        toolkit.mkdir()
+        for header in cuda_include.iterdir():
+            if header.name != "nvml.h":
+                (toolkit / header.name).symlink_to(header)
+        tools.__dict__["cuda_include"] = toolkit
+    folder = tools.native
+    assert all((folder / part).is_file() for part in build.NATIVE_PARTS) and (folder / "sim" / "include" / "simk.h").is_file()
+    kit.env["GPU_CHECK_NATIVE"] = str(folder)
+    kit.add("good", "one", "say('good.one', seen=ctypes.CDLL('libcuda.so.1').cuInit(0) == 0 and 'initialised' or 'no')")
+    _, result = kit.run()
+    assert rows(result, "good")["one"]["seen"] == "initialised"
 
 
 # --- the contract, held against every experiment that is there ------------------------------------------------------------------

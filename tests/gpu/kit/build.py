@@ -71,19 +71,33 @@ class Toolbox:
 
     @cached_property
     def cuda_include(self) -> Path:
-        """The folder of cuda.h and cudaTypedefs.h: a toolkit's, or that of NVIDIA's Python packages."""
+        """A folder with cuda.h and cudaTypedefs.h: a toolkit's, or that of NVIDIA's Python packages. With nvml.h if any has it."""
         candidates = [Path(os.environ[n]) / "include" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
-        if os.environ.get("GPU_CHECK_CUDA_INCLUDE"):
-            candidates.insert(0, Path(os.environ["GPU_CHECK_CUDA_INCLUDE"]))
         if self.nvcc:
             candidates += self._includes_of_nvcc(self.nvcc)
         for place in sys.path:
             candidates += [Path(place) / "nvidia" / part / "include" for part in ("cu13", "cuda_runtime")]
         candidates += [Path("/usr/local/cuda/include"), Path("/usr/include")]
-        for folder in candidates:
-            if (folder / "cuda.h").is_file() and (folder / "cudaTypedefs.h").is_file():
-                return folder
-        raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
+        found = [folder for folder in candidates if all((folder / name).is_file() for name in ("cuda.h", "cudaTypedefs.h"))]
+        if not found:
+            raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
+        return next((folder for folder in found if (folder / "nvml.h").is_file()), found[0])
+
+    def _headers(self) -> Path:
+        """The same, with nvml.h from elsewhere where that folder lacks it (it is a package of its own)."""
+        base = self.cuda_include
+        if (base / "nvml.h").is_file():
+            return base
+        places = [Path(place) / "nvidia" / "cu13" / "include" for place in sys.path]
+        nvml = next((folder / "nvml.h" for folder in places if (folder / "nvml.h").is_file()), None)
+        if nvml is None:
+            raise CannotBuild(f"nvml.h not found: {base} lacks it (carry the wheel nvidia-nvml-dev in --wheels, or pip install it)")
+        merged = self.folder / "include"
+        shutil.rmtree(merged, ignore_errors=True)
+        merged.mkdir(parents=True)
+        for source in (*base.iterdir(), nvml):
+            (merged / source.name).symlink_to(source)
+        return merged
 
     @staticmethod
     def _includes_of_nvcc(nvcc: str) -> list[Path]:
@@ -98,7 +112,7 @@ class Toolbox:
         """Where this version of the experiments is built; its key covers every source, header and kernel."""
         digest = hashlib.sha256(f"{self.compiler}\0{self.cuda_include}".encode())
         sources = [p for p in self.experiments.glob("*") if p.suffix in (".c", ".h", ".cu", ".ptx")]
-        for path in sorted([*sources, ROOT / "csrc" / "simgpu" / "include" / "simk.h"]):
+        for path in sorted([*sources, *(ROOT / "csrc" / "simgpu" / "include").glob("*.h")]):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         folder = self.folder / f"programs-{digest.hexdigest()[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,14 +145,19 @@ class Toolbox:
 
     def companions(self) -> list[Path]:
         """The kernels of every .cu as host code, for the simulated driver. Raises CannotBuild."""
-        flags = ["-x", "c", "-std=gnu11", "-O3", "-fPIC", "-shared", *self._includes()[:2]]
         return [
-            self._place(
-                self.programs / f"{source.stem}.simk.so",
-                lambda to, source=source: _run([self.compiler, *flags, source, "-o", to], COMPILE_LIMIT),
-            )
+            self._place(self.programs / f"{source.stem}.simk.so", lambda to, source=source: self._companion(source, to))
             for source in sorted(self.experiments.glob("*.cu"))
         ]
+
+    def _companion(self, source: Path, to: Path) -> None:
+        plain = [self.compiler, "-x", "c", "-std=gnu11", "-O2", "-fPIC", "-shared", *self._includes()[:2], source, "-o", to]
+        # So compiled a companion tells of every access (simk_account.h), and its kernels take simulated time; only gcc can.
+        accounting = ["-DSIM_ACCOUNT", "-fsanitize=thread", "-nodefaultlibs", "-lm", "-lc"]
+        try:
+            _run([*plain, *accounting], COMPILE_LIMIT)
+        except CannotBuild:
+            _run(plain, COMPILE_LIMIT)
 
     # --- spillshim itself -------------------------------------------------------------------------------------------
 
@@ -175,7 +194,7 @@ class Toolbox:
         if cached.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT / 'csrc'}\n" not in cached.read_text(errors="replace"):
             shutil.rmtree(tree)
         configure = [cmake, "-S", ROOT / "csrc", "-B", tree, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
-        configure += [f"-DCUDA_INCLUDE={self.cuda_include}", f"-DPython_EXECUTABLE={sys.executable}"]
+        configure += [f"-DCUDA_H_DIR={self._headers()}", f"-DPython_EXECUTABLE={sys.executable}"]
         if not cached.exists() and shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = str(os.cpu_count() or 2)
@@ -202,9 +221,7 @@ class Toolbox:
                 raise CannotBuild(f"the build made {len(found)} files named {name}")
             (to / place).mkdir(parents=True, exist_ok=True)
             shutil.copy2(found[0], to / place / name)
-        header = to / "sim" / "include" / "simk.h"
-        header.parent.mkdir(exist_ok=True)
-        shutil.copy2(ROOT / "csrc" / "simgpu" / "include" / "simk.h", header)
+        shutil.copytree(ROOT / "csrc" / "simgpu" / "include", to / "sim" / "include", dirs_exist_ok=True)
         return to
 
 

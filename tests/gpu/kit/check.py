@@ -68,6 +68,9 @@ class Check:
         env.update(PYTHONUNBUFFERED="1", GPU_CHECK_DEVICE=self.options.device, GPU_CHECK_SOURCE=str(report.ROOT))
         if self.toolbox.nvcc:
             env["GPU_CHECK_NVCC"] = self.toolbox.nvcc
+        if self.options.wheels:
+            env["GPU_CHECK_WHEELS"] = str(self.options.wheels.resolve())
+        env["GPU_CHECK_BUILD"] = str(self.options.build)
         try:
             env["GPU_CHECK_CUDA_INCLUDE"] = str(self.toolbox.cuda_include)
             env["GPU_CHECK_KERNELS"] = str(self.toolbox.programs)
@@ -302,7 +305,8 @@ class Check:
             "complete": False,
             "interrupted": None,
             **said,
-            "command": ["scripts/gpu-check", *self.arguments],
+            # Of a path only its name: this is published.
+            "command": ["scripts/gpu-check", *(Path(word).name if word.startswith(("/", "~")) else word for word in self.arguments)],
             "revision": report.revision(),
             "sources": report.sources(),
             "started": now.isoformat(timespec="seconds"),

@@ -32,7 +32,7 @@ DEFAULT_GROUPS = ("facts", "bandwidth", "hook", "apps")
 CONFIRMS, CORRECTS, MEASURED, UNANSWERED = "confirms", "corrects", "measured", "unanswered"
 VERDICTS = (CONFIRMS, CORRECTS, MEASURED, UNANSWERED)
 KEYS = ("row", "ask", "seen", "value", "unit", "belief", "verdict", "decides", "raw")
-ROW_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_+-]+)+")
+ROW_NAME = re.compile(r"[A-Za-z0-9_]+\.[A-Za-z0-9_.,:;+=>/@-]+")
 MARKER = re.compile(r"gpu-check:\s*(\S.*)")
 MARKER_WITHIN = 40  # lines
 
