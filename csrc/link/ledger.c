@@ -160,13 +160,15 @@ void spill_ledger_leave(struct spill_ledger *l)
 {
     if (!l->file)
         return;
-    lock_file(l->fd, LOCK_EX);
-    if (l->own)
-        memset(l->own, 0, sizeof *l->own);
-    lock_file(l->fd, LOCK_UN);
-    munmap(l->file, sizeof *l->file);
-    close(l->fd);
+    struct spill_ledger_slot *own = l->own;
+    int fd = l->fd;
     *l = (struct spill_ledger){ .fd = -1 };
+    lock_file(fd, LOCK_EX);
+    if (own)
+        memset(own, 0, sizeof *own);
+    lock_file(fd, LOCK_UN);
+    /* Stays mapped: the process ends, and another of its threads may still be writing its count. */
+    close(fd);
 }
 
 void spill_ledger_abandon(struct spill_ledger *l)

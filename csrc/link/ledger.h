@@ -24,7 +24,7 @@ void spill_ledger_default_dir(char *out, size_t size);
  * 0 or an errno; a failed join leaves `ledger` empty and usable (nothing is shared then). */
 int spill_ledger_join(struct spill_ledger *ledger, const char *dir, uint64_t job);
 
-/* Give the slot back and close. The file stays: another process may be about to join. */
+/* Give the slot back, at the end of the process. The file stays: another process may be about to join. */
 void spill_ledger_leave(struct spill_ledger *ledger);
 
 /* In the child of a fork: let go of the parent's slot without touching it. */

@@ -6,7 +6,8 @@
  *   spillshim-probe --try BACKEND ...     (one attempt, in a process of its own: cuMemCreate of host memory can crash)
  *
  * One line: backend=NAME numa=N granularity=BYTES mixed_copy=0|1 host_access=0|1 detail=...
- * Exit: 0 a backend works, 3 none does, 4 no driver or no such device, 5 no memory left to try (backend=untried), 2 usage.
+ * Exit: 0 a backend works, 3 none does, 4 no driver or no such device, 5 nothing could be tried, for want of memory or of a
+ * context (backend=untried), 2 usage.
  * Rules: a few granules of memory, plain allocations; what is printed was tried, not asked. */
 #define __CUDA_API_VERSION_INTERNAL
 #include <cuda.h>
@@ -37,12 +38,12 @@ static struct {
 } cu;
 
 static const char *const BACKENDS[] = { "host-numa", "host", "hostalloc" };
-enum { TRIES = 3, TIMEOUT_S = 20, NO_DEVICE = 4, NO_MEMORY = 5 };
+enum { TRIES = 3, TIMEOUT_S = 20, NO_DEVICE = 4, UNTRIED = 5 };
 /* cuda.h names these differently over the years; the numbers are the ABI. */
 enum { ATTRIBUTE_VMM = 102, ATTRIBUTE_HOST_NUMA_ID = 134, ATTRIBUTE_HOST_NUMA_VMM = 141, ATTRIBUTE_HOST_VMM = 145 };
 
 static char failure[200];
-static bool no_memory; /* something answered out-of-memory: the attempt says nothing about the backend */
+static bool untried; /* out of memory, or no context to be had: the attempt says nothing about the backend */
 
 static const char *error_name(CUresult r)
 {
@@ -54,7 +55,7 @@ static const char *error_name(CUresult r)
 static bool ok(CUresult r, const char *what)
 {
     if (r == CUDA_ERROR_OUT_OF_MEMORY)
-        no_memory = true;
+        untried = true;
     if (r != CUDA_SUCCESS && !failure[0])
         snprintf(failure, sizeof failure, "%s: %s (%d)", what, error_name(r), (int)r);
     return r == CUDA_SUCCESS;
@@ -179,10 +180,14 @@ static int attempt(const char *backend, int device, const char *library)
 {
     CUdevice handle;
     CUcontext ctx;
-    if (!load(library) || !ok(cu.cuDeviceGet(&handle, device), "cuDeviceGet") ||
-        !ok(cu.cuDevicePrimaryCtxRetain(&ctx, handle), "cuDevicePrimaryCtxRetain") || !ok(cu.cuCtxSetCurrent(ctx), "cuCtxSetCurrent")) {
+    if (!load(library) || !ok(cu.cuDeviceGet(&handle, device), "cuDeviceGet")) {
         printf("%s", failure);
-        return no_memory ? NO_MEMORY : 1;
+        return untried ? UNTRIED : 1;
+    }
+    /* A device in an exclusive mode, for one, has a context for the program and none for us. */
+    if (!ok(cu.cuDevicePrimaryCtxRetain(&ctx, handle), "cuDevicePrimaryCtxRetain") || !ok(cu.cuCtxSetCurrent(ctx), "cuCtxSetCurrent")) {
+        printf("%s", failure);
+        return UNTRIED;
     }
     int numa = attribute(handle, ATTRIBUTE_HOST_NUMA_ID, 0);
     bool good;
@@ -199,7 +204,7 @@ static int attempt(const char *backend, int device, const char *library)
         printf("%s", failure);
     fflush(stdout);
     /* Without the driver's exit handlers: after a failed attempt they may hang. */
-    _exit(good ? 0 : no_memory ? NO_MEMORY : 1);
+    _exit(good ? 0 : untried ? UNTRIED : 1);
 }
 
 /* ---- all attempts ---- */
@@ -218,6 +223,12 @@ static struct result run_attempt(const char *self, const char *backend, const ch
         return out;
     }
     pid_t pid = fork();
+    if (pid < 0) {
+        snprintf(out.text, sizeof out.text, "fork: %s", strerror(errno));
+        close(fd[0]);
+        close(fd[1]);
+        return out;
+    }
     if (pid == 0) {
         dup2(fd[1], 1);
         close(fd[0]);
@@ -250,7 +261,7 @@ static struct result run_attempt(const char *self, const char *backend, const ch
     out.text[have] = 0;
     waitpid(pid, &status, 0);
     out.works = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    out.untried = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == NO_MEMORY;
+    out.untried = !timed_out && WIFEXITED(status) && WEXITSTATUS(status) == UNTRIED;
     if (timed_out)
         snprintf(out.text, sizeof out.text, "no answer within %d s", TIMEOUT_S);
     else if (WIFSIGNALED(status))
@@ -337,7 +348,7 @@ static int all_attempts(const char *self, const char *device, const char *librar
                 printf("backend=untried detail=%s\n", result[i].text);
             else
                 printf("backend=%s %s detail=tried\n", BACKENDS[best], result[best].text);
-            return best < 0 ? NO_MEMORY : 0;
+            return best < 0 ? UNTRIED : 0;
         }
     }
     if (json)

@@ -22,14 +22,31 @@ static const char *bad_name[MAX_BAD];
 static const char *bad_why[MAX_BAD];
 static int bad_count;
 
-bool spill_parse_amount(const char *text, struct spill_amount *out, const char **why)
+/* Digits with at most one point among them; not strtod, whose point is the locale's, and which knows hexadecimal too. */
+static double decimal(const char *text, const char **end)
 {
-    char *end;
+    double value = 0, unit = 1;
+    bool point = false, digit = false;
+    for (; (*text >= '0' && *text <= '9') || (*text == '.' && !point); text++) {
+        if (*text == '.') {
+            point = true;
+            continue;
+        }
+        digit = true;
+        value = value * 10 + (*text - '0');
+        unit *= point ? 10 : 1;
+    }
+    *end = text;
+    return digit ? value / unit : NAN;
+}
+
+/* "8G", "90%", "1.5T", "4096"; false (and *why) where it is none of these. */
+static bool parse_amount(const char *text, struct spill_amount *out, const char **why)
+{
+    const char *end;
     *why = "expected a size such as 8G, 512M, 4096 or a percentage such as 90%";
-    if (!((text[0] >= '0' && text[0] <= '9') || text[0] == '.'))
-        return false;
-    double value = strtod(text, &end);
-    if (end == text || !isfinite(value))
+    double value = decimal(text, &end);
+    if (!isfinite(value))
         return false;
     bool percent = false;
     switch (*end) {
@@ -83,7 +100,7 @@ static bool read_AMOUNT(const char *text, const char *help, struct spill_amount 
     (void)help;
     if (!*text)
         return memset(out, 0, sizeof *out), true;
-    return spill_parse_amount(text, out, why);
+    return parse_amount(text, out, why);
 }
 
 static bool read_CHOICE(const char *text, const char *help, int *out, const char **why)

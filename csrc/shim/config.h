@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The shim's settings, read once from the environment (table: config.def). Called from all of shim/; tiering/ gets a
- * struct spill_settings instead (settings.c), because it knows no environment.
+ * struct spill_settings instead (process.c), because it knows no environment.
  * Rules: usable before constructors have run and from any thread; no malloc; a malformed value is named once in the log
  * and replaced by its default, because a guest must not stop the program. `spillshim run` refuses it beforehand. */
 #ifndef SPILL_CONFIG_H
@@ -36,9 +36,6 @@ const struct spill_config *spill_config(void);
 
 /* Bytes of `a`, a percentage taken of `whole`; `fallback` where it isn't set. */
 uint64_t spill_amount_bytes(const struct spill_amount *a, uint64_t whole, uint64_t fallback);
-
-/* Parse "8G", "90%", "1.5T", "4096"; false (and *why) where it is none of these. Shared with the tests. */
-bool spill_parse_amount(const char *text, struct spill_amount *out, const char **why);
 
 /* Log unknown SPILLSHIM_* names and malformed values, once; called at the first managed allocation. */
 void spill_config_complain(void);

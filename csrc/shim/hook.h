@@ -38,6 +38,9 @@ bool spill_range_ok(CUdeviceptr p, uint64_t bytes);
 /* True where every call may pass as it is: nothing managed, or the driver takes mixed ranges. */
 bool spill_copies_pass(void);
 
+/* True where the region of either address asked for synchronous memory operations. */
+bool spill_synchronous(CUdeviceptr a, CUdeviceptr b);
+
 /* After a synchronous form on a region that asked for it: wait, as the driver would have. */
 CUresult spill_sync_memops(bool per_thread);
 

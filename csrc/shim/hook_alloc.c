@@ -14,6 +14,8 @@ CUresult spill_capture_verdict(void)
     if (!spill_capturing())
         return CUDA_SUCCESS;
     CUresult r = d->cuMemAlloc_v2(&small, 256);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY)
+        return CUDA_SUCCESS; /* it is legal; for so little there was no room */
     if (r != CUDA_SUCCESS)
         return r;
     CUstreamCaptureMode mode = spill_capture_enter();
@@ -64,15 +66,19 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPit
     CUdeviceptr row;
     SPILL_NEEDS(cuMemAllocPitch_v2);
     const struct spill_driver *d = spill_driver();
-    bool large = !__builtin_mul_overflow(WidthInBytes, Height, &size) && spill_on() &&
-                 size >= spill_settings()->managed_min;
-    if (!dptr || !pPitch || !large || spill_current_device(&device) != CUDA_SUCCESS) {
-        CUresult r = d->cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
-        if (r != CUDA_ERROR_OUT_OF_MEMORY || !spill_on() || !dptr || !pPitch || spill_current_device(&device) != CUDA_SUCCESS)
-            return r;
-    }
+    if (!spill_on() || !dptr || !pPitch || __builtin_mul_overflow(WidthInBytes, Height, &size) ||
+        spill_current_device(&device) != CUDA_SUCCESS)
+        return d->cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
     spill_path_count(__builtin_return_address(0), "cuMemAllocPitch_v2");
-    CUresult r = spill_capture_verdict();
+    spill_stats_learn(device);
+    CUresult r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (size < spill_settings()->managed_min && spill_vram_allows(device, size))
+        r = d->cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
+    if (r == CUDA_SUCCESS)
+        spill_native_add(*dptr, *pPitch * Height, device);
+    if (r != CUDA_ERROR_OUT_OF_MEMORY)
+        return r;
+    r = spill_capture_verdict();
     if (r != CUDA_SUCCESS)
         return r;
     /* The pitch is the driver's secret: one row tells it. */
@@ -94,8 +100,7 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPit
 SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
 {
     const struct spill_driver *d = spill_driver();
-    uint64_t bytes;
-    int device;
+    struct spill_native was;
     SPILL_NEEDS(cuMemFree_v2);
     if (!dptr || !spill_started() || spill_dead())
         return d->cuMemFree_v2(dptr);
@@ -106,9 +111,9 @@ SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
     }
     if (spill_arena_contains(dptr))
         return CUDA_ERROR_INVALID_VALUE; /* freed already: to the driver it would be part of our reservation */
-    bool counted = spill_native_remove(dptr, &bytes, &device);
+    bool counted = spill_native_remove(dptr, &was);
     CUresult r = d->cuMemFree_v2(dptr);
     if (r != CUDA_SUCCESS && counted)
-        spill_native_add(dptr, bytes, device);
+        spill_native_restore(&was);
     return r;
 }

@@ -19,10 +19,12 @@ static bool stream_captures(CUstream stream, bool ptsz)
 /* After (or instead of, where the limit forbids it) the driver's answer `r`. */
 static CUresult finish(CUresult r, int device, size_t size, CUdeviceptr *out, CUstream stream, bool ptsz)
 {
-    if (r == CUDA_SUCCESS)
-        spill_native_add(*out, size, device);
-    if (r != CUDA_ERROR_OUT_OF_MEMORY || stream_captures(stream, ptsz))
+    if ((r != CUDA_SUCCESS && r != CUDA_ERROR_OUT_OF_MEMORY) || stream_captures(stream, ptsz))
         return r;
+    if (r == CUDA_SUCCESS) {
+        spill_native_add(*out, size, device);
+        return r;
+    }
     r = spill_alloc(size, out);
     return r == CUDA_ERROR_OUT_OF_MEMORY ? spill_answer_oom() : r;
 }
@@ -57,8 +59,7 @@ ALLOC_FROM_POOL(cuMemAllocFromPoolAsync_ptsz, true)
 
 static CUresult free_async(CUdeviceptr p, CUstream stream, bool ptsz, CUresult(CUDAAPI *real)(CUdeviceptr, CUstream))
 {
-    uint64_t bytes;
-    int device;
+    struct spill_native was;
     if (!p || !spill_started() || spill_dead())
         return real(p, stream);
     struct spill_region *region = spill_region_find(p);
@@ -66,10 +67,10 @@ static CUresult free_async(CUdeviceptr p, CUstream stream, bool ptsz, CUresult(C
         return p == region->base ? spill_free_async(region, stream, ptsz) : CUDA_ERROR_INVALID_VALUE;
     if (spill_arena_contains(p))
         return CUDA_ERROR_INVALID_VALUE;
-    bool counted = spill_native_remove(p, &bytes, &device);
+    bool counted = spill_native_remove(p, &was);
     CUresult r = real(p, stream);
     if (r != CUDA_SUCCESS && counted)
-        spill_native_add(p, bytes, device);
+        spill_native_restore(&was);
     return r;
 }
 

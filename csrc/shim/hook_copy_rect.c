@@ -45,9 +45,18 @@ static uint64_t bytes_in_run(const struct side *s, size_t x, size_t y, size_t z,
     return s->start ? spill_run(s->start + z * s->layer + y * s->pitch + x, limit) : limit;
 }
 
+static uint64_t times(uint64_t a, uint64_t b)
+{
+    uint64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
+}
+
+/* Also one whose span exceeds 64 bits. */
 static bool malformed(const struct side *s, struct box b)
 {
-    return s->start && ((b.height > 1 && s->pitch < b.width) || (b.depth > 1 && s->layer < s->pitch * b.height));
+    uint64_t rows = times(b.height - 1, s->pitch), layers = times(b.depth - 1, s->layer), sum;
+    return s->start && ((b.height > 1 && s->pitch < b.width) || (b.depth > 1 && s->layer < times(s->pitch, b.height)) ||
+                        __builtin_add_overflow(rows, layers, &sum) || __builtin_add_overflow(sum, b.width, &sum));
 }
 
 static CUresult row_in_pieces(const struct side *a, const struct side *b, size_t y, size_t z, uint64_t width, void *copy,
@@ -88,6 +97,12 @@ static CUresult walk(struct side a, struct side b, struct box box, void *copy, p
     return CUDA_SUCCESS;
 }
 
+/* What a form answers after its parts: `sync` is one without a stream. */
+static CUresult finish(CUresult r, const struct side *a, const struct side *b, bool sync, bool per_thread)
+{
+    return r == CUDA_SUCCESS && sync && spill_synchronous(a->start, b->start) ? spill_sync_memops(per_thread) : r;
+}
+
 static bool in_device_space(CUmemorytype type)
 {
     return type == CU_MEMORYTYPE_DEVICE || type == CU_MEMORYTYPE_UNIFIED;
@@ -100,6 +115,7 @@ struct call_2d {
     CUresult(CUDAAPI *sync)(const CUDA_MEMCPY2D *);
     CUresult(CUDAAPI *async)(const CUDA_MEMCPY2D *, CUstream);
     CUstream stream;
+    bool per_thread; /* the synchronous form's default stream */
 };
 
 static CUresult part_2d(void *arg, size_t x, size_t y, size_t z, struct box b)
@@ -124,16 +140,17 @@ static CUresult copy_2d(struct call_2d call)
         src = (struct side){ c->srcDevice + c->srcY * c->srcPitch + c->srcXInBytes, c->srcPitch, 0 };
     if (in_device_space(c->dstMemoryType))
         dst = (struct side){ c->dstDevice + c->dstY * c->dstPitch + c->dstXInBytes, c->dstPitch, 0 };
-    return walk(dst, src, (struct box){ c->WidthInBytes, c->Height, 1 }, &call, part_2d);
+    return finish(walk(dst, src, (struct box){ c->WidthInBytes, c->Height, 1 }, &call, part_2d), &src, &dst, !call.async,
+                  call.per_thread);
 }
 
-#define SYNC_2D(symbol)                                                                              \
-    SPILL_EXPORT CUresult CUDAAPI symbol(const CUDA_MEMCPY2D *pCopy)                                 \
-    {                                                                                                \
-        SPILL_NEEDS(symbol);                                                                         \
-        if (!pCopy)                                                                                  \
-            return spill_driver()->symbol(pCopy);                                                    \
-        return copy_2d((struct call_2d){ .copy = *pCopy, .sync = spill_driver()->symbol });          \
+#define SYNC_2D(symbol, is_ptds)                                                                                       \
+    SPILL_EXPORT CUresult CUDAAPI symbol(const CUDA_MEMCPY2D *pCopy)                                                   \
+    {                                                                                                                  \
+        SPILL_NEEDS(symbol);                                                                                           \
+        if (!pCopy)                                                                                                    \
+            return spill_driver()->symbol(pCopy);                                                                      \
+        return copy_2d((struct call_2d){ .copy = *pCopy, .sync = spill_driver()->symbol, .per_thread = is_ptds });     \
     }
 #define ASYNC_2D(symbol)                                                                                               \
     SPILL_EXPORT CUresult CUDAAPI symbol(const CUDA_MEMCPY2D *pCopy, CUstream hStream)                                 \
@@ -144,10 +161,10 @@ static CUresult copy_2d(struct call_2d call)
         return copy_2d((struct call_2d){ .copy = *pCopy, .async = spill_driver()->symbol, .stream = hStream });        \
     }
 
-SYNC_2D(cuMemcpy2D_v2)
-SYNC_2D(cuMemcpy2D_v2_ptds)
-SYNC_2D(cuMemcpy2DUnaligned_v2)
-SYNC_2D(cuMemcpy2DUnaligned_v2_ptds)
+SYNC_2D(cuMemcpy2D_v2, false)
+SYNC_2D(cuMemcpy2D_v2_ptds, true)
+SYNC_2D(cuMemcpy2DUnaligned_v2, false)
+SYNC_2D(cuMemcpy2DUnaligned_v2_ptds, true)
 ASYNC_2D(cuMemcpy2DAsync_v2)
 ASYNC_2D(cuMemcpy2DAsync_v2_ptsz)
 
@@ -159,6 +176,7 @@ ASYNC_2D(cuMemcpy2DAsync_v2_ptsz)
         CUresult(CUDAAPI *sync)(const STRUCT *);                                                                             \
         CUresult(CUDAAPI *async)(const STRUCT *, CUstream);                                                                  \
         CUstream stream;                                                                                                     \
+        bool per_thread;                                                                                                     \
     };                                                                                                                       \
     static CUresult part_##name(void *arg, size_t x, size_t y, size_t z, struct box b)                                       \
     {                                                                                                                        \
@@ -181,22 +199,23 @@ ASYNC_2D(cuMemcpy2DAsync_v2_ptsz)
         struct side src = { 0 }, dst = { 0 };                                                                                \
         if (in_device_space(c->srcMemoryType))                                                                               \
             src = (struct side){ c->srcDevice + (c->srcZ * c->srcHeight + c->srcY) * c->srcPitch + c->srcXInBytes,           \
-                                 c->srcPitch, c->srcPitch * c->srcHeight };                                                  \
+                                 c->srcPitch, times(c->srcPitch, c->srcHeight) };                                            \
         if (in_device_space(c->dstMemoryType))                                                                               \
             dst = (struct side){ c->dstDevice + (c->dstZ * c->dstHeight + c->dstY) * c->dstPitch + c->dstXInBytes,           \
-                                 c->dstPitch, c->dstPitch * c->dstHeight };                                                  \
-        return walk(dst, src, (struct box){ c->WidthInBytes, c->Height, c->Depth }, &call, part_##name);                     \
+                                 c->dstPitch, times(c->dstPitch, c->dstHeight) };                                            \
+        return finish(walk(dst, src, (struct box){ c->WidthInBytes, c->Height, c->Depth }, &call, part_##name), &src, &dst,  \
+                      !call.async, call.per_thread);                                                                         \
     }
 DEFINE_3D(CUDA_MEMCPY3D, 3d)
 DEFINE_3D(CUDA_MEMCPY3D_PEER, peer)
 
-#define SYNC_3D(symbol, STRUCT, name)                                                                \
-    SPILL_EXPORT CUresult CUDAAPI symbol(const STRUCT *pCopy)                                        \
-    {                                                                                                \
-        SPILL_NEEDS(symbol);                                                                         \
-        if (!pCopy)                                                                                  \
-            return spill_driver()->symbol(pCopy);                                                    \
-        return copy_##name((struct call_##name){ .copy = *pCopy, .sync = spill_driver()->symbol });  \
+#define SYNC_3D(symbol, STRUCT, name, is_ptds)                                                                           \
+    SPILL_EXPORT CUresult CUDAAPI symbol(const STRUCT *pCopy)                                                            \
+    {                                                                                                                    \
+        SPILL_NEEDS(symbol);                                                                                             \
+        if (!pCopy)                                                                                                      \
+            return spill_driver()->symbol(pCopy);                                                                        \
+        return copy_##name((struct call_##name){ .copy = *pCopy, .sync = spill_driver()->symbol, .per_thread = is_ptds }); \
     }
 #define ASYNC_3D(symbol, STRUCT, name)                                                                                  \
     SPILL_EXPORT CUresult CUDAAPI symbol(const STRUCT *pCopy, CUstream hStream)                                         \
@@ -207,12 +226,12 @@ DEFINE_3D(CUDA_MEMCPY3D_PEER, peer)
         return copy_##name((struct call_##name){ .copy = *pCopy, .async = spill_driver()->symbol, .stream = hStream }); \
     }
 
-SYNC_3D(cuMemcpy3D_v2, CUDA_MEMCPY3D, 3d)
-SYNC_3D(cuMemcpy3D_v2_ptds, CUDA_MEMCPY3D, 3d)
+SYNC_3D(cuMemcpy3D_v2, CUDA_MEMCPY3D, 3d, false)
+SYNC_3D(cuMemcpy3D_v2_ptds, CUDA_MEMCPY3D, 3d, true)
 ASYNC_3D(cuMemcpy3DAsync_v2, CUDA_MEMCPY3D, 3d)
 ASYNC_3D(cuMemcpy3DAsync_v2_ptsz, CUDA_MEMCPY3D, 3d)
-SYNC_3D(cuMemcpy3DPeer, CUDA_MEMCPY3D_PEER, peer)
-SYNC_3D(cuMemcpy3DPeer_ptds, CUDA_MEMCPY3D_PEER, peer)
+SYNC_3D(cuMemcpy3DPeer, CUDA_MEMCPY3D_PEER, peer, false)
+SYNC_3D(cuMemcpy3DPeer_ptds, CUDA_MEMCPY3D_PEER, peer, true)
 ASYNC_3D(cuMemcpy3DPeerAsync, CUDA_MEMCPY3D_PEER, peer)
 ASYNC_3D(cuMemcpy3DPeerAsync_ptsz, CUDA_MEMCPY3D_PEER, peer)
 

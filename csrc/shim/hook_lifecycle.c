@@ -13,9 +13,11 @@ CUcontext spill_primary_context(int device)
 
 static CUresult synchronised(CUresult r)
 {
-    if (r == CUDA_SUCCESS && spill_limbo_any() && !spill_dead()) {
-        spill_lock();
+    /* Whoever has the lock is about to sweep, too, and an allocation may hold it for seconds. */
+    if (r == CUDA_SUCCESS && spill_limbo_any() && !spill_dead() && spill_trylock()) {
+        CUstreamCaptureMode mode = spill_capture_enter();
         spill_limbo_sweep(0);
+        spill_capture_leave(mode);
         spill_unlock();
     }
     return r;
@@ -47,15 +49,15 @@ SPILL_EXPORT CUresult CUDAAPI cuStreamSynchronize_ptsz(CUstream hStream)
 
 /* ---- capture ---- */
 
-/* Counted before the driver begins, so that no other thread queries something into the middle of it. */
-#define BEGIN(symbol, params, ...)                                   \
+/* Known before the driver begins, so that no other thread queries something into the middle of it. */
+#define BEGIN(symbol, ptsz, params, ...)                             \
     SPILL_EXPORT CUresult CUDAAPI symbol params                      \
     {                                                                \
         SPILL_NEEDS(symbol);                                         \
-        spill_capture_count(+1);                                     \
+        spill_capture_begin(hStream, ptsz);                          \
         CUresult r = spill_driver()->symbol(__VA_ARGS__);            \
         if (r != CUDA_SUCCESS)                                       \
-            spill_capture_count(-1);                                 \
+            spill_capture_end(hStream, ptsz);                        \
         return r;                                                    \
     }
 
@@ -63,15 +65,20 @@ SPILL_EXPORT CUresult CUDAAPI cuStreamSynchronize_ptsz(CUstream hStream)
     (CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies, const CUgraphEdgeData *dependencyData,        \
      size_t numDependencies, CUstreamCaptureMode mode)
 
-BEGIN(cuStreamBeginCapture, (CUstream hStream), hStream)
-BEGIN(cuStreamBeginCapture_ptsz, (CUstream hStream), hStream)
-BEGIN(cuStreamBeginCapture_v2, (CUstream hStream, CUstreamCaptureMode mode), hStream, mode)
-BEGIN(cuStreamBeginCapture_v2_ptsz, (CUstream hStream, CUstreamCaptureMode mode), hStream, mode)
-BEGIN(cuStreamBeginCaptureToGraph, GRAPH_PARAMS, hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
-BEGIN(cuStreamBeginCaptureToGraph_ptsz, GRAPH_PARAMS, hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+#define AGAIN_PARAMS \
+    (CUstream hStream, CUstreamCaptureMode mode, CUgraph hGraph, CUgraphRecaptureCallback callbackFunc, void *userData)
+
+BEGIN(cuStreamBeginCapture, false, (CUstream hStream), hStream)
+BEGIN(cuStreamBeginCapture_ptsz, true, (CUstream hStream), hStream)
+BEGIN(cuStreamBeginCapture_v2, false, (CUstream hStream, CUstreamCaptureMode mode), hStream, mode)
+BEGIN(cuStreamBeginCapture_v2_ptsz, true, (CUstream hStream, CUstreamCaptureMode mode), hStream, mode)
+BEGIN(cuStreamBeginCaptureToGraph, false, GRAPH_PARAMS, hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+BEGIN(cuStreamBeginCaptureToGraph_ptsz, true, GRAPH_PARAMS, hStream, hGraph, dependencies, dependencyData, numDependencies, mode)
+BEGIN(cuStreamBeginRecaptureToGraph, false, AGAIN_PARAMS, hStream, mode, hGraph, callbackFunc, userData)
+BEGIN(cuStreamBeginRecaptureToGraph_ptsz, true, AGAIN_PARAMS, hStream, mode, hGraph, callbackFunc, userData)
 
 /* A capture that was invalidated ends with an error, but it ends: the stream's state before and after tells. */
-static CUresult end_capture(CUstream stream, CUgraph *graph, CUresult(CUDAAPI *end)(CUstream, CUgraph *),
+static CUresult end_capture(CUstream stream, CUgraph *graph, bool ptsz, CUresult(CUDAAPI *end)(CUstream, CUgraph *),
                             CUresult(CUDAAPI *query)(CUstream, CUstreamCaptureStatus *))
 {
     CUstreamCaptureStatus before = CU_STREAM_CAPTURE_STATUS_NONE, after = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -82,30 +89,48 @@ static CUresult end_capture(CUstream stream, CUgraph *graph, CUresult(CUDAAPI *e
     if (r != CUDA_SUCCESS)
         query(stream, &after);
     if (before != CU_STREAM_CAPTURE_STATUS_NONE && after == CU_STREAM_CAPTURE_STATUS_NONE)
-        spill_capture_count(-1);
+        spill_capture_end(stream, ptsz);
     return r;
 }
 
 SPILL_EXPORT CUresult CUDAAPI cuStreamEndCapture(CUstream hStream, CUgraph *phGraph)
 {
     SPILL_NEEDS(cuStreamEndCapture);
-    return end_capture(hStream, phGraph, spill_driver()->cuStreamEndCapture, spill_driver()->cuStreamIsCapturing);
+    return end_capture(hStream, phGraph, false, spill_driver()->cuStreamEndCapture, spill_driver()->cuStreamIsCapturing);
 }
 
 SPILL_EXPORT CUresult CUDAAPI cuStreamEndCapture_ptsz(CUstream hStream, CUgraph *phGraph)
 {
     SPILL_NEEDS(cuStreamEndCapture_ptsz);
-    return end_capture(hStream, phGraph, spill_driver()->cuStreamEndCapture_ptsz, spill_driver()->cuStreamIsCapturing_ptsz);
+    return end_capture(hStream, phGraph, true, spill_driver()->cuStreamEndCapture_ptsz, spill_driver()->cuStreamIsCapturing_ptsz);
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuStreamDestroy_v2(CUstream hStream)
+{
+    SPILL_NEEDS(cuStreamDestroy_v2);
+    CUresult r = spill_driver()->cuStreamDestroy_v2(hStream);
+    if (r == CUDA_SUCCESS && spill_capturing())
+        spill_capture_end(hStream, false);
+    return r;
 }
 
 /* ---- the end of contexts ---- */
+
+static void context_gone(CUcontext ctx)
+{
+    spill_capture_context_gone(ctx);
+    if (!spill_started() || spill_dead() || !ctx)
+        return;
+    spill_discard_context(ctx);
+    spill_native_discard(ctx);
+}
 
 SPILL_EXPORT CUresult CUDAAPI cuCtxDestroy_v2(CUcontext ctx)
 {
     SPILL_NEEDS(cuCtxDestroy_v2);
     CUresult r = spill_driver()->cuCtxDestroy_v2(ctx);
-    if (r == CUDA_SUCCESS && spill_started() && !spill_dead())
-        spill_discard_context(ctx);
+    if (r == CUDA_SUCCESS)
+        context_gone(ctx);
     return r;
 }
 
@@ -118,14 +143,6 @@ SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice
     return r;
 }
 
-static void primary_gone(CUdevice dev)
-{
-    if (!spill_started() || spill_dead() || !spill_primary_context(dev))
-        return;
-    spill_discard_context(spill_primary_context(dev));
-    spill_native_discard(dev);
-}
-
 /* Two generations each, with one signature: CUDA's own runtime asks for the older. */
 #define RELEASE(symbol)                                                                                                    \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev)                                                                     \
@@ -136,7 +153,7 @@ static void primary_gone(CUdevice dev)
         CUresult r = spill_driver()->symbol(dev);                                                                          \
         if (r == CUDA_SUCCESS &&                                                                                           \
             spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active)                   \
-            primary_gone(dev);                                                                                             \
+            context_gone(spill_primary_context(dev));                                                                                             \
         return r;                                                                                                          \
     }
 RELEASE(cuDevicePrimaryCtxRelease)
@@ -148,7 +165,7 @@ RELEASE(cuDevicePrimaryCtxRelease_v2)
         SPILL_NEEDS(symbol);                          \
         CUresult r = spill_driver()->symbol(dev);     \
         if (r == CUDA_SUCCESS)                        \
-            primary_gone(dev);                        \
+            context_gone(spill_primary_context(dev));                        \
         return r;                                     \
     }
 RESET(cuDevicePrimaryCtxReset)

@@ -21,6 +21,8 @@
     {                                                                                                               \
         SPILL_NEEDS(symbol);                                                                                        \
         size_t row = Width * sizeof(type), span, rows;                                                              \
+        if (Height == 1)                                                                                            \
+            dstPitch = row; /* unused then */                                                                       \
         if (spill_copies_pass() || !Height || !Width || Width > SIZE_MAX / sizeof(type) || dstPitch < row ||        \
             __builtin_mul_overflow(dstPitch, Height, &span))                                                        \
             return spill_driver()->symbol(dstDevice, dstPitch, value, Width, Height stream_arg);                    \
@@ -38,7 +40,7 @@
                 x += n;                                                                                             \
             }                                                                                                       \
         }                                                                                                           \
-        return sync_form && spill_split_start(dstDevice, 0, 1).sync ? spill_sync_memops(per_thread) : CUDA_SUCCESS; \
+        return sync_form && spill_synchronous(dstDevice, 0) ? spill_sync_memops(per_thread) : CUDA_SUCCESS;         \
     }
 
 #define COMMA ,

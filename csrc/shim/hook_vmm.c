@@ -119,6 +119,23 @@ SPILL_EXPORT CUresult CUDAAPI cuMemUnmap(CUdeviceptr ptr, size_t size)
     return r;
 }
 
+/* What of the range has spilled is opened to the CPU as well, because a region's RAM is. */
+SPILL_EXPORT CUresult CUDAAPI cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count)
+{
+    bool writable = false;
+    SPILL_NEEDS(cuMemSetAccess);
+    if (!spill_started() || spill_dead())
+        return spill_driver()->cuMemSetAccess(ptr, size, desc, count);
+    if (spill_arena_contains(ptr))
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = spill_driver()->cuMemSetAccess(ptr, size, desc, count);
+    for (size_t i = 0; r == CUDA_SUCCESS && i < count; i++)
+        writable |= desc[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && desc[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    if (writable)
+        spill_handle_open_to_cpu(ptr, size);
+    return r;
+}
+
 SPILL_EXPORT CUresult CUDAAPI cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr)
 {
     SPILL_NEEDS(cuMemRetainAllocationHandle);
@@ -130,7 +147,7 @@ SPILL_EXPORT CUresult CUDAAPI cuMemRetainAllocationHandle(CUmemGenericAllocation
     spill_handles_lock();
     CUresult r = spill_driver()->cuMemRetainAllocationHandle(handle, addr);
     if (r == CUDA_SUCCESS)
-        spill_handle_retain(*handle);
+        spill_handle_retain(*handle, (CUdeviceptr)addr);
     spill_handles_unlock();
     return r;
 }

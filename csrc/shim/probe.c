@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -46,6 +47,8 @@ static int child_main(void *arg)
     int null = open("/dev/null", O_RDWR);
     if (null < 0 || dup2(null, 0) < 0 || dup2(c->out, 1) < 0 || dup2(null, 2) < 0)
         _exit(125);
+    /* What the program left inheritable; kernels before 5.9 can't, there the probe holds it while it runs. */
+    syscall(SYS_close_range, 3, ~0u, 0);
     sigprocmask(SIG_SETMASK, &c->mask, NULL);
     execve(c->argv[0], c->argv, c->env);
     _exit(127);
@@ -195,9 +198,11 @@ void spill_probe_run(int device, struct spill_probe_result *out)
         return;
     }
     if (strncmp(text, "backend=untried", 15) == 0) {
-        /* No VRAM left for the probe's own context: believe what a driver that can be asked says of itself. */
+        /* No VRAM left for the probe's own context, or the device lets no second process in: believe what a driver that
+         * can be asked says of itself. */
         out->backend = asked_of_driver(device);
-        spill_log(SPILL_LOG_INFO, "no VRAM left to probe in; by the driver's attributes backend=%s", spill_backend_name(out->backend));
+        spill_log(SPILL_LOG_INFO, "the probe could not try (%.80s); by the driver's attributes backend=%s", text,
+                  spill_backend_name(out->backend));
         return;
     }
     enum spill_backend found = backend_named(text);

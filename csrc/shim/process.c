@@ -61,9 +61,16 @@ static uint64_t chunk_size(const struct spill_amount *a, uint64_t fallback)
     return bytes < SPILL_GRANULE ? SPILL_GRANULE : bytes;
 }
 
+/* CUDA is unusable in the child of a process that initialised it, and the parent's state is not the child's. Where nobody
+ * got as far (NVML was asked, no more), the child is a process like any other. */
 static void in_child(void)
 {
-    spill_after_fork();
+    if (spill_device_any()) {
+        spill_after_fork();
+        return;
+    }
+    started = false;
+    once = (pthread_once_t)PTHREAD_ONCE_INIT;
 }
 
 static void start(void)

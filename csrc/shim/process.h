@@ -11,11 +11,11 @@
 /* The hooks are the library's only visible symbols. */
 #define SPILL_EXPORT __attribute__((visibility("default")))
 
-/* False when every call must pass through untouched: switched off, or the child of a fork. The first true starts the
- * engine. */
+/* False when every call must pass through untouched: switched off, or the child of a process that used CUDA. The first
+ * true starts the engine. */
 bool spill_on(void);
 
-/* True once something has been managed; what only concerns managed memory returns early before. */
+/* True once spill_on() has started the engine; what only concerns managed memory returns early before. */
 bool spill_started(void);
 
 /* An out-of-memory is about to be answered to the program: count it. */
@@ -30,8 +30,8 @@ void spill_stats_report(bool engine_started);
 /* Primary context of a device as the program retained it, or NULL (hook_lifecycle.c). */
 CUcontext spill_primary_context(int device);
 
-/* Bytes per second of the host link of `device` by configuration or sysfs; 0: unknown (stats.c). Asked while the driver
- * is still up, remembered for the summary. */
+/* What the summary will say of `device`, its PCI address for one, is asked while the driver is still up; the first call
+ * counts (stats.c). */
 void spill_stats_learn(int device);
 
 #endif

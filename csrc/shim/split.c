@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Cutting ranges where they cross from one tier into the other: a driver may refuse one copy over VRAM and RAM. Called by
- * the copy and memset hooks. Rules: no lock, no driver call; a range that touches no region costs two comparisons. */
+ * the copy and memset hooks. Rules: no driver call; no lock, unless fixed regions or spilled handles of the application's own
+ * exist; a range that touches no region costs a few comparisons. */
 #include "shim/hook.h"
 
 bool spill_copies_pass(void)
@@ -25,6 +26,14 @@ bool spill_range_ok(CUdeviceptr p, uint64_t bytes)
     return !region || (p - region->base <= region->size && bytes <= region->size - (p - region->base));
 }
 
+bool spill_synchronous(CUdeviceptr a, CUdeviceptr b)
+{
+    if (spill_copies_pass())
+        return false;
+    const struct spill_region *region = spill_region_find(a), *other = spill_region_find(b);
+    return (region && region->sync_memops) || (other && other->sync_memops);
+}
+
 static void cut(struct spill_split *s)
 {
     s->bytes = spill_run(s->a + s->at, s->left);
@@ -41,8 +50,7 @@ struct spill_split spill_split_start(CUdeviceptr a, CUdeviceptr b, uint64_t byte
         s.error = CUDA_ERROR_INVALID_VALUE;
     else
         cut(&s);
-    const struct spill_region *region = spill_region_find(a), *other = b ? spill_region_find(b) : NULL;
-    s.sync = (region && region->sync_memops) || (other && other->sync_memops);
+    s.sync = spill_synchronous(a, b);
     return s;
 }
 

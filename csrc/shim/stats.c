@@ -69,6 +69,7 @@ static double hbm_rate(void)
 }
 
 /* Speed against all-in-VRAM of a program that reads every byte once a step, both tiers at the same time: the roofline.
+ * At most 1, although two tiers together may have the greater bandwidth: nothing is promised beyond the original.
  * 0: a rate is unknown. */
 static double ceiling(double share)
 {
@@ -76,7 +77,8 @@ static double ceiling(double share)
     if (link <= 0 || hbm <= 0)
         return 0;
     double over_link = share / link, in_vram = (1 - share) / hbm;
-    return 1 / hbm / (over_link > in_vram ? over_link : in_vram);
+    double top = 1 / hbm / (over_link > in_vram ? over_link : in_vram);
+    return top < 1 ? top : 1;
 }
 
 /* ---- JSON ---- */
@@ -93,6 +95,13 @@ static void put(struct text *t, const char *fmt, ...)
     int n = vsnprintf(t->at, (size_t)(t->end - t->at), fmt, args);
     va_end(args);
     t->at += n > 0 && n < t->end - t->at ? n : n > 0 ? t->end - t->at - 1 : 0;
+}
+
+/* Not by printf, whose decimal point is the program's locale's. 0 <= value < 1000. */
+static void put_fraction(struct text *t, double value)
+{
+    unsigned millionths = (unsigned)(value * 1e6 + 0.5);
+    put(t, "%u.%06u", millionths / 1000000, millionths % 1000000);
 }
 
 static void put_string(struct text *t, const char *s)
@@ -153,11 +162,14 @@ static void put_object(struct text *t, const struct spill_stats *s, bool engine)
     put(t, ", \"vram_peak\": %llu, \"ram_peak\": %llu, \"oom\": %llu, \"vram_total\": %llu",
         (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
         d ? (unsigned long long)d->limit : 0ull);
-    put(t, ", \"spill_share\": %.6f, \"ceiling\": ", share);
+    put(t, ", \"spill_share\": ");
+    put_fraction(t, share);
+    put(t, ", \"ceiling\": ");
     if (top > 0)
-        put(t, "%.6f, ", top);
+        put_fraction(t, top);
     else
-        put(t, "null, ");
+        put(t, "null");
+    put(t, ", ");
     put_paths(t);
     put(t, "}\n");
 }

@@ -61,6 +61,13 @@ CUmemLocation spill_host_location(void)
     return location;
 }
 
+CUmemAccessDesc spill_cpu_access(void)
+{
+    /* cuMemSetAccess takes no HOST descriptor before 13.0, and ignores the node. */
+    return (CUmemAccessDesc){ .location = { .type = CU_MEM_LOCATION_TYPE_HOST_NUMA, .id = spill_host_location().id },
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+}
+
 CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out)
 {
     CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED };

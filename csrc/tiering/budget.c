@@ -19,7 +19,8 @@ static struct spill_ledger ledger = { .fd = -1 };
 static bool tried;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t own_asked, own_pinned;
-static uint64_t host_limit, ram_reserve; /* of this machine's RAM; 0 and 0 until limits() */
+static uint64_t host_limit, ram_reserve; /* of this machine's RAM */
+static bool limits_known;
 
 static size_t read_file(const char *path, char *text, size_t size)
 {
@@ -46,13 +47,15 @@ static uint64_t meminfo(const char *field)
     return 0;
 }
 
+/* Without a lock, because memory reports ask too: threads that race here store the same. */
 static void limits(void)
 {
-    if (ram_reserve || host_limit)
+    if (__atomic_load_n(&limits_known, __ATOMIC_ACQUIRE))
         return;
     uint64_t total = meminfo("MemTotal");
-    ram_reserve = spill_settings()->ram_reserve(total);
-    host_limit = spill_settings()->host_limit(total);
+    __atomic_store_n(&ram_reserve, spill_settings()->ram_reserve(total), __ATOMIC_RELAXED);
+    __atomic_store_n(&host_limit, spill_settings()->host_limit(total), __ATOMIC_RELAXED);
+    __atomic_store_n(&limits_known, true, __ATOMIC_RELEASE);
 }
 
 static uint64_t number_in(const char *dir, const char *file)
@@ -121,10 +124,12 @@ void spill_budget_leave(bool forked)
 {
     if (!tried)
         return;
-    if (forked)
+    if (forked) {
         spill_ledger_abandon(&ledger);
-    else
+    } else if (pthread_mutex_trylock(&lock) == 0) {
         spill_ledger_leave(&ledger);
+        pthread_mutex_unlock(&lock);
+    } /* else another thread is at it while the process ends; then the kernel gives the slot back */
 }
 
 static void publish(void)
@@ -143,8 +148,9 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
     uint64_t cgroup_left, cgroup_most;
     bool granted = false;
 
-    spill_ledger_lock(l);
+    /* In this order: to the kernel all threads of the process are one owner of the flock. */
     pthread_mutex_lock(&lock);
+    spill_ledger_lock(l);
     limits();
     if (l->own)
         spill_ledger_sum(l, spill_settings()->job, 0, &sum);
@@ -173,8 +179,8 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
         own_asked += bytes;
         publish();
     }
-    pthread_mutex_unlock(&lock);
     spill_ledger_unlock(l);
+    pthread_mutex_unlock(&lock);
     return granted;
 }
 

@@ -86,6 +86,14 @@ struct spill_device *spill_device(int device)
     return &device_table[device];
 }
 
+bool spill_device_any(void)
+{
+    for (int i = 0; i < SPILL_MAX_DEVICES; i++)
+        if (__atomic_load_n(&known[i], __ATOMIC_RELAXED))
+            return true;
+    return false;
+}
+
 CUresult spill_current_device(int *device)
 {
     CUdevice handle;
@@ -116,7 +124,8 @@ static uint64_t used_by_job(const struct spill_device *d)
 {
     struct spill_ledger_sum sum;
     spill_usage(d, &sum);
-    return sum.vram_of_job;
+    /* The ledger has room for fewer devices than a process may use. */
+    return sum.vram_of_job > d->vram_used ? sum.vram_of_job : d->vram_used;
 }
 
 CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free)
@@ -148,6 +157,14 @@ bool spill_vram_allows(int device, uint64_t bytes)
     return bytes <= d->limit && used <= d->limit - bytes;
 }
 
+static uint64_t raise_peak(uint64_t *peak, const uint64_t *counter)
+{
+    uint64_t now = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    if (now > *peak)
+        *peak = now;
+    return now;
+}
+
 void spill_account(int device, int64_t vram, int64_t ram)
 {
     struct spill_device *d = spill_device(device);
@@ -158,13 +175,12 @@ void spill_account(int device, int64_t vram, int64_t ram)
     d->vram_used += (uint64_t)vram;
     d->ram_used += (uint64_t)ram;
     s->vram_bytes += (uint64_t)vram;
-    if (s->vram_bytes > s->vram_peak)
-        s->vram_peak = s->vram_bytes;
-    if (s->spilled_bytes > s->spilled_peak)
-        s->spilled_peak = s->spilled_bytes;
-    uint64_t all = s->spilled_bytes + s->vram_bytes;
-    if (s->spilled_bytes > s->share_ram || (s->spilled_bytes == s->share_ram && all > s->share_all)) {
-        s->share_ram = s->spilled_bytes;
+    uint64_t spilled = raise_peak(&s->spilled_peak, &s->spilled_bytes), all = spilled + s->vram_bytes;
+    raise_peak(&s->vram_peak, &s->vram_bytes);
+    raise_peak(&s->native_peak, &s->native_bytes);
+    raise_peak(&s->managed_peak, &s->managed_bytes);
+    if (spilled > s->share_ram || (spilled == s->share_ram && all > s->share_all)) {
+        s->share_ram = spilled;
         s->share_all = all;
     }
     /* A limit is shared by the job, so it needs the ledger from the first byte; without one the ledger is only joined

@@ -22,6 +22,7 @@ void spill_engine_start(const struct spill_settings *s) { settings = s; }
 const struct spill_settings *spill_settings(void) { return settings; }
 struct spill_stats *spill_stats(void) { return &stats; }
 void spill_lock(void) { pthread_mutex_lock(&engine); }
+bool spill_trylock(void) { return pthread_mutex_trylock(&engine) == 0; }
 void spill_unlock(void) { pthread_mutex_unlock(&engine); }
 bool spill_dead(void) { return __atomic_load_n(&dead, __ATOMIC_RELAXED); }
 
@@ -80,9 +81,7 @@ static CUresult grant_access(const struct spill_region *region)
     CUresult r = d->cuMemSetAccess(region->base, region->mapped, gpu, (size_t)device->peer_count);
     if (r != CUDA_SUCCESS)
         return r;
-    /* The CPU too, for bytes in RAM: the driver may do a copy between two host locations with the CPU. */
-    const CUmemAccessDesc cpu = { .location = { .type = CU_MEM_LOCATION_TYPE_HOST_NUMA, .id = spill_host_location().id },
-                                  .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
+    const CUmemAccessDesc cpu = spill_cpu_access();
     for (uint32_t i = 0; i < region->chunk_count;) {
         uint32_t first = i;
         while (i < region->chunk_count && region->chunks[i].tier == SPILL_RAM)
@@ -125,7 +124,7 @@ static bool ask(uint64_t bytes)
     char why[160], want[16];
     if (spill_budget_ask(bytes, why))
         return true;
-    spill_log(SPILL_LOG_WARN, "%s of RAM not granted, the program gets out-of-memory: %s", spill_size_text(bytes, want), why);
+    spill_log(SPILL_LOG_WARN, "%s of RAM not granted: %s", spill_size_text(bytes, want), why);
     return false;
 }
 
@@ -238,26 +237,35 @@ static void say_first_spill(const struct spill_region *region)
               spill_size_text(region->size, all), spill_backend_name(spill_backend_known()));
 }
 
+/* The driver refused something that it should take; the program gets what the driver alone can give. */
+static void say_first_failure(CUresult r, size_t size)
+{
+    static bool said;
+    if (!said)
+        spill_log(SPILL_LOG_WARN, "an allocation of %zu bytes could not be managed, error=%d: left to the driver, without RAM",
+                  size, (int)r);
+    said = true;
+}
+
 static void count_new(const struct spill_region *region)
 {
-    stats.managed_count++;
-    stats.managed_bytes += region->mapped;
-    if (stats.managed_bytes > stats.managed_peak)
-        stats.managed_peak = stats.managed_bytes;
+    spill_count(&stats.managed_count, 1);
+    spill_count(&stats.managed_bytes, (int64_t)region->mapped);
     if (region->ram_bytes) {
-        stats.spilled_count++;
-        stats.spilled_total += region->ram_bytes;
-        stats.spilled_bytes += region->ram_bytes;
-        spill_account(region->device, 0, 0); /* the peaks */
+        spill_count(&stats.spilled_count, 1);
+        spill_count(&stats.spilled_total, (int64_t)region->ram_bytes);
+        spill_count(&stats.spilled_bytes, (int64_t)region->ram_bytes);
         say_first_spill(region);
     }
+    spill_account(region->device, 0, 0); /* the peaks */
     spill_log(SPILL_LOG_DEBUG, "region base=0x%llx bytes=%llu ram=%llu chunks=%u device=%d", region->base,
               (unsigned long long)region->size, (unsigned long long)region->ram_bytes, region->chunk_count, region->device);
 }
 
-/* Decide where `in->size` bytes go. CUDA_ERROR_OUT_OF_MEMORY where nothing can hold them. */
+/* Decide where `in->size` bytes go. CUDA_ERROR_OUT_OF_MEMORY where nothing can hold them, or (`soft`: once decided, it
+ * holds for the retry of the same allocation) where the program shall give back its caches first. */
 static CUresult decide(const struct spill_device *d, int device, size_t size, const struct spill_place_in *in,
-                       struct spill_place_out *out, bool *fixed)
+                       struct spill_place_out *out, bool *fixed, bool *soft)
 {
     bool fits = d->vmm && in->size <= in->vram_free;
     struct spill_place_in plain = *in;
@@ -275,13 +283,14 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
     }
     if (backend == SPILL_BACKEND_NONE)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    if (spill_soft_oom(size))
+    *soft = *soft || spill_soft_oom(size);
+    if (*soft)
         return CUDA_ERROR_OUT_OF_MEMORY;
     *fixed = !chunked;
     return CUDA_SUCCESS;
 }
 
-static CUresult allocate(int device, size_t size, CUdeviceptr *result)
+static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *soft)
 {
     const struct spill_device *d = spill_device(device);
     struct spill_place_in in = { .size = (size + SPILL_GRANULE - 1) & ~(SPILL_GRANULE - 1), .vram_total = d->limit,
@@ -294,7 +303,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result)
     if (r == CUDA_SUCCESS)
         spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
     if (r == CUDA_SUCCESS)
-        r = decide(d, device, size, &in, &out, &fixed);
+        r = decide(d, device, size, &in, &out, &fixed, soft);
     if (r != CUDA_SUCCESS)
         return r;
 
@@ -334,6 +343,8 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result)
     }
     if (r != CUDA_SUCCESS) {
         spill_region_recycle(region);
+        if (r != CUDA_ERROR_OUT_OF_MEMORY)
+            say_first_failure(r, size);
         return r;
     }
     count_new(region);
@@ -353,9 +364,10 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
     spill_lock();
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_limbo_sweep(0);
-    r = allocate(device, size, out);
+    bool soft = false;
+    r = allocate(device, size, out, &soft);
     if (r == CUDA_ERROR_OUT_OF_MEMORY && spill_limbo_sweep(PATIENCE_MS))
-        r = allocate(device, size, out);
+        r = allocate(device, size, out, &soft);
     spill_capture_leave(mode);
     spill_unlock();
     return r;
@@ -365,8 +377,8 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
 
 static void forget(struct spill_region *region)
 {
-    stats.managed_bytes -= region->mapped;
-    stats.spilled_bytes -= region->ram_bytes;
+    spill_count(&stats.managed_bytes, -(int64_t)region->mapped);
+    spill_count(&stats.spilled_bytes, -(int64_t)region->ram_bytes);
     spill_region_recycle(region);
 }
 
@@ -386,6 +398,7 @@ CUresult spill_free(struct spill_region *region)
     CUcontext popped;
     spill_lock();
     bool again = region->limbo;
+    uint32_t generation = region->generation;
     region->limbo = true;
     spill_unlock();
     if (again)
@@ -403,7 +416,9 @@ CUresult spill_free(struct spill_region *region)
         d->cuCtxPopCurrent_v2(&popped);
     }
     spill_lock();
-    if (r == CUDA_SUCCESS) {
+    if (!region->live || region->generation != generation) {
+        /* Its context was destroyed meanwhile, and the region with it. */
+    } else if (r == CUDA_SUCCESS) {
         CUstreamCaptureMode mode = spill_capture_enter();
         spill_region_release(region);
         spill_limbo_sweep(0);
@@ -431,6 +446,9 @@ static void discard(struct spill_region *region, void *ctx)
 void spill_discard_context(CUcontext ctx)
 {
     spill_lock();
+    CUstreamCaptureMode mode = spill_capture_enter();
+    spill_limbo_context_gone(ctx);
     spill_region_each(discard, ctx);
+    spill_capture_leave(mode);
     spill_unlock();
 }

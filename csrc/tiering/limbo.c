@@ -13,25 +13,21 @@
 struct entry {
     struct spill_region *region;
     CUevent event; /* NULL: freed during a capture, nothing could be recorded then */
+    CUcontext ctx; /* the event's, which dies with it */
     struct entry *next;
 };
 
 static struct entry *list;
 static atomic_uint waiting;
-static atomic_int captures;
-
-void spill_capture_count(int change) { atomic_fetch_add(&captures, change); }
-
-bool spill_capturing(void) { return atomic_load(&captures) > 0; }
 
 bool spill_limbo_any(void) { return atomic_load_explicit(&waiting, memory_order_relaxed) != 0; }
 
-static bool add(struct spill_region *region, CUevent event)
+static bool add(struct spill_region *region, CUevent event, CUcontext ctx)
 {
     struct entry *e = malloc(sizeof *e);
     if (!e)
         return false;
-    *e = (struct entry){ region, event, list };
+    *e = (struct entry){ region, event, ctx, list };
     list = e;
     atomic_fetch_add(&waiting, 1);
     return true;
@@ -54,15 +50,21 @@ CUresult spill_free_async(struct spill_region *region, CUstream stream, bool pts
         return CUDA_ERROR_INVALID_VALUE;
     }
     CUstreamCaptureMode mode = spill_capture_enter();
-    r = d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
-    if (r == CUDA_SUCCESS)
-        r = (ptsz ? d->cuEventRecord_ptsz : d->cuEventRecord)(event, stream);
-    if (r == CUDA_SUCCESS && !add(region, event))
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (r == CUDA_SUCCESS)
-        region->limbo = true;
-    else if (event)
-        d->cuEventDestroy_v2(event);
+    /* An event is of the context of its stream, which need not be the current one. */
+    CUcontext popped, ctx = spill_stream_context(stream);
+    r = d->cuCtxPushCurrent_v2(ctx);
+    if (r == CUDA_SUCCESS) {
+        r = d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+        if (r == CUDA_SUCCESS)
+            r = (ptsz ? d->cuEventRecord_ptsz : d->cuEventRecord)(event, stream);
+        if (r == CUDA_SUCCESS && !add(region, event, ctx))
+            r = CUDA_ERROR_OUT_OF_MEMORY;
+        if (r == CUDA_SUCCESS)
+            region->limbo = true;
+        else if (event)
+            d->cuEventDestroy_v2(event);
+        d->cuCtxPopCurrent_v2(&popped);
+    }
     spill_limbo_sweep(0);
     spill_capture_leave(mode);
     spill_unlock();
@@ -71,7 +73,7 @@ CUresult spill_free_async(struct spill_region *region, CUstream stream, bool pts
 
 void spill_limbo_defer(struct spill_region *region)
 {
-    if (!add(region, NULL))
+    if (!add(region, NULL, NULL))
         spill_log(SPILL_LOG_ERROR, "no memory to remember a free of %llu bytes; they stay allocated",
                   (unsigned long long)region->size);
 }
@@ -86,6 +88,7 @@ static CUresult ask_context(struct entry *e)
     CUresult r = d->cuEventCreate(&e->event, CU_EVENT_DISABLE_TIMING);
     if (r != CUDA_SUCCESS)
         return r;
+    e->ctx = e->region->ctx;
     r = d->cuCtxRecordEvent(e->region->ctx, e->event);
     if (r == CUDA_SUCCESS)
         return d->cuEventQuery(e->event);
@@ -151,4 +154,12 @@ void spill_limbo_forget(const struct spill_region *region)
         free(e);
         return;
     }
+}
+
+void spill_limbo_context_gone(CUcontext ctx)
+{
+    /* The work that such an event stood for is over too. */
+    for (struct entry *e = list; e; e = e->next)
+        if (e->event && e->ctx == ctx)
+            e->event = NULL;
 }

@@ -7,24 +7,29 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-struct entry {
-    CUdeviceptr p; /* 0: empty, 1: removed */
-    uint64_t bytes;
-    int device;
-};
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct entry *table;
+static struct spill_native *table;
 static size_t room, used; /* used counts removed entries too */
 
 static size_t hash(CUdeviceptr p, size_t n) { return (size_t)((p >> 8) * 0x9e3779b97f4a7c15ull >> 20) & (n - 1); }
 
-static void insert(struct entry *t, size_t n, struct entry e)
+static struct spill_native *find(CUdeviceptr p)
+{
+    for (size_t i = room ? hash(p, room) : 0; room && table[i].p; i = (i + 1) & (room - 1))
+        if (table[i].p == p)
+            return &table[i];
+    return NULL;
+}
+
+/* True if it took an empty place, not one of a removed entry. */
+static bool insert(struct spill_native *t, size_t n, struct spill_native e)
 {
     size_t i = hash(e.p, n);
     while (t[i].p > 1)
         i = (i + 1) & (n - 1);
+    bool empty = t[i].p == 0;
     t[i] = e;
+    return empty;
 }
 
 static bool grow(void)
@@ -35,7 +40,7 @@ static bool grow(void)
     size_t wider = 256;
     while (wider < live * 4)
         wider *= 2;
-    struct entry *fresh = calloc(wider, sizeof *fresh);
+    struct spill_native *fresh = calloc(wider, sizeof *fresh);
     if (!fresh)
         return false;
     for (size_t i = 0; i < room; i++)
@@ -50,51 +55,55 @@ static bool grow(void)
 
 static void count(int device, int64_t bytes)
 {
-    struct spill_stats *s = spill_stats();
-    s->native_bytes += (uint64_t)bytes;
-    if (bytes > 0)
-        s->native_count++;
-    if (s->native_bytes > s->native_peak)
-        s->native_peak = s->native_bytes;
+    spill_count(&spill_stats()->native_bytes, bytes);
     spill_account(device, bytes, 0);
+}
+
+static void drop(struct spill_native *e)
+{
+    count(e->device, -(int64_t)e->bytes);
+    e->p = 1;
+}
+
+void spill_native_restore(const struct spill_native *was)
+{
+    pthread_mutex_lock(&lock);
+    /* The driver gives an address out again only after a free; one that we have not seen (a pool's, a graph's) is made good. */
+    struct spill_native *stale = find(was->p);
+    if (stale)
+        drop(stale);
+    if ((used + 1) * 2 <= room || grow()) {
+        used += insert(table, room, *was);
+        count(was->device, (int64_t)was->bytes);
+    }
+    pthread_mutex_unlock(&lock);
 }
 
 void spill_native_add(CUdeviceptr p, uint64_t bytes, int device)
 {
-    pthread_mutex_lock(&lock);
-    if ((used + 1) * 2 <= room || grow()) {
-        insert(table, room, (struct entry){ p, bytes, device });
-        used++;
-        count(device, (int64_t)bytes);
-    }
-    pthread_mutex_unlock(&lock);
+    struct spill_native e = { p, bytes, device, NULL };
+    spill_driver()->cuCtxGetCurrent(&e.ctx);
+    spill_count(&spill_stats()->native_count, 1);
+    spill_native_restore(&e);
 }
 
-bool spill_native_remove(CUdeviceptr p, uint64_t *bytes, int *device)
+bool spill_native_remove(CUdeviceptr p, struct spill_native *was)
 {
-    bool found = false;
     pthread_mutex_lock(&lock);
-    for (size_t i = room ? hash(p, room) : 0; room && table[i].p; i = (i + 1) & (room - 1)) {
-        if (table[i].p != p)
-            continue;
-        *bytes = table[i].bytes;
-        *device = table[i].device;
-        count(*device, -(int64_t)*bytes);
-        table[i].p = 1;
-        found = true;
-        break;
+    struct spill_native *e = find(p);
+    if (e) {
+        *was = *e;
+        drop(e);
     }
     pthread_mutex_unlock(&lock);
-    return found;
+    return e != NULL;
 }
 
-void spill_native_discard(int device)
+void spill_native_discard(CUcontext ctx)
 {
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < room; i++)
-        if (table[i].p > 1 && table[i].device == device) {
-            count(device, -(int64_t)table[i].bytes);
-            table[i].p = 1;
-        }
+        if (table[i].p > 1 && table[i].ctx == ctx)
+            drop(&table[i]);
     pthread_mutex_unlock(&lock);
 }

@@ -15,7 +15,7 @@
  *   - a step that fails is unwound completely before the error is answered;
  *   - budgets are asked before bytes are pinned, and given back after they are released;
  *   - look-ups by address take no lock: an address that an application may legally use is in no state of change;
- *   - everything else happens under the one engine lock (spill_lock). Lock order: engine, native table, ledger.
+ *   - everything else happens under the one engine lock (spill_lock); the order of all locks: csrc/DESIGN.md.
  */
 #ifndef SPILL_TIERING_H
 #define SPILL_TIERING_H
@@ -48,7 +48,7 @@ struct spill_probe_result {
     bool mixed_copy; /* one copy may span VRAM and RAM */
 };
 
-/* Settings of the engine. Filled by shim/settings.c. */
+/* Settings of the engine. Filled by shim/process.c. */
 struct spill_settings {
     bool spill;           /* false: never use RAM */
     bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
@@ -97,7 +97,8 @@ struct spill_region {
     bool sync_memops;
 };
 
-/* Counters of the process, for the summary; bytes. Written under the engine lock, read without. */
+/* Counters of the process, for the summary; bytes. Changed with spill_count, because several locks guard those who do; the
+ * peaks are spill_account's. */
 struct spill_stats {
     uint64_t managed_count, managed_bytes, managed_peak;
     uint64_t native_count, native_bytes, native_peak;
@@ -107,6 +108,11 @@ struct spill_stats {
     uint64_t oom_count;
 };
 
+static inline void spill_count(uint64_t *counter, int64_t change)
+{
+    __atomic_fetch_add(counter, (uint64_t)change, __ATOMIC_RELAXED);
+}
+
 /* ---- engine.c ---- */
 
 /* Once per process, before anything else here. */
@@ -114,6 +120,8 @@ void spill_engine_start(const struct spill_settings *settings);
 const struct spill_settings *spill_settings(void);
 struct spill_stats *spill_stats(void);
 void spill_lock(void);
+/* False at once where another thread has the lock: for work that may as well be left. */
+bool spill_trylock(void);
 void spill_unlock(void);
 
 /* Allocate `size` bytes for the current context, in VRAM, in RAM or in both. CUDA_ERROR_OUT_OF_MEMORY where neither has
@@ -153,6 +161,8 @@ struct spill_device {
 
 /* Facts about device `device`, found out at the first call; NULL if there is none. */
 struct spill_device *spill_device(int device);
+/* True once facts about any were found: from then on CUDA is initialised in this process. Takes no lock. */
+bool spill_device_any(void);
 /* Key of a device by its UUID: what two processes with different CUDA_VISIBLE_DEVICES agree on. */
 uint64_t spill_device_key(const unsigned char uuid[16]);
 /* Key, total, limit, headroom and holdback alone; asks the driver nothing. */
@@ -168,7 +178,7 @@ CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free);
 /* Asked before every native allocation: true unless `bytes` more would exceed the job's limit. Asks nothing of the driver,
  * but may probe (spill_backend_foresee). */
 bool spill_vram_allows(int device, uint64_t bytes);
-/* Record that this process holds so many bytes more (or less); updates ledger and peaks. */
+/* Record that this process holds so many bytes more (or less); updates ledger and peaks (of all counters). */
 void spill_account(int device, int64_t vram, int64_t ram);
 
 /* ---- arena.c ---- */
@@ -219,6 +229,8 @@ const char *spill_backend_name(enum spill_backend backend);
 bool spill_mixed_copy(void);
 /* Location of a host backing under the present backend. */
 CUmemLocation spill_host_location(void);
+/* What opens such a backing to the CPU: the driver may do a copy between two host locations with it. */
+CUmemAccessDesc spill_cpu_access(void);
 
 /* ---- budget.c: how much RAM may be pinned ---- */
 
@@ -251,29 +263,50 @@ bool spill_limbo_sweep(unsigned patience_ms);
 bool spill_limbo_any(void);
 /* Drop the entries of a region whose context is gone. */
 void spill_limbo_forget(const struct spill_region *region);
-/* The number of captures under way in the process; changed by the capture hooks. */
-void spill_capture_count(int change);
+/* The context `ctx` is gone, and the events that were recorded in it. */
+void spill_limbo_context_gone(CUcontext ctx);
+
+/* ---- capture.c: the captures under way in the process; called by the capture hooks ---- */
+
+/* A capture of `stream` begins (`ptsz`: 0 means the thread's own stream), and ends. An end without a beginning is ignored. */
+void spill_capture_begin(CUstream stream, bool ptsz);
+void spill_capture_end(CUstream stream, bool ptsz);
+/* Captures end with their context too. */
+void spill_capture_context_gone(CUcontext ctx);
 bool spill_capturing(void);
+/* Context of a stream; of the default streams the current one. */
+CUcontext spill_stream_context(CUstream stream);
 
 /* ---- native.c: allocations that stayed with the driver ---- */
 
+struct spill_native {
+    CUdeviceptr p; /* 0: empty, 1: removed */
+    uint64_t bytes;
+    int device;
+    CUcontext ctx; /* current when it was allocated */
+};
+
 void spill_native_add(CUdeviceptr p, uint64_t bytes, int device);
 /* Forget the allocation at `p`, before the driver frees it (its address may be given out again at once); false if it isn't
- * in the table. *bytes and *device are what spill_native_add wants if the driver refuses. */
-bool spill_native_remove(CUdeviceptr p, uint64_t *bytes, int *device);
+ * in the table. *was is what spill_native_restore wants if the driver refuses. */
+bool spill_native_remove(CUdeviceptr p, struct spill_native *was);
+void spill_native_restore(const struct spill_native *was);
+/* The allocations of a context are gone with it. */
+void spill_native_discard(CUcontext ctx);
 /* The application's own handles (cuMemCreate): bytes count until released and unmapped. The lock is held over the
  * driver's call too, because the driver gives a released handle's number out again. */
 void spill_handles_lock(void);
 void spill_handles_unlock(void);
 void spill_handle_add(CUmemGenericAllocationHandle handle, uint64_t bytes, int device, enum spill_tier tier);
-void spill_handle_retain(CUmemGenericAllocationHandle handle);
+/* The driver gave `handle` as a name of the memory that is mapped at `at`, which may have had none any more. */
+void spill_handle_retain(CUmemGenericAllocationHandle handle, CUdeviceptr at);
 void spill_handle_release(CUmemGenericAllocationHandle handle);
 void spill_handle_map(CUmemGenericAllocationHandle handle, CUdeviceptr at, uint64_t bytes);
 void spill_handle_unmap(CUdeviceptr at, uint64_t bytes);
 /* Bytes from `p` on that lie in one tier of the application's own mappings, at most `limit`; `limit` where that is not known
  * to be less. Takes the lock itself, and only once something of these has spilled. */
 uint64_t spill_handle_run(CUdeviceptr p, uint64_t limit);
-/* Everything native on `device` is gone (primary context reset). */
-void spill_native_discard(int device);
+/* Open what of [at, at + bytes) lies in RAM to the CPU too, as regions are. Takes the lock itself. */
+void spill_handle_open_to_cpu(CUdeviceptr at, uint64_t bytes);
 
 #endif

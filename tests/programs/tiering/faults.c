@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The tiering engine alone, on the simulated driver, with every driver call of an allocation and of a release made to fail,
- * one after another. Built and run by tests/integration/test_tiering_faults.py. No hook, no interposition: the engine is
- * linked in and gets a door whose entries count and fail.
+ * one after another; then what only a second thread brings about. Built and run by tests/integration/test_tiering_faults.py.
+ * No hook, no interposition: the engine is linked in and gets a door whose entries count and fail.
  *
  *   faults MEMINFO    MEMINFO: the fake /proc/meminfo below the engine's proc_root, which one scenario rewrites
  * Prints one line per scenario; exit 0 only if nothing leaked and no byte changed. */
+#define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "link/ledger.h"
 #include "shim/config.h"
@@ -125,7 +129,43 @@ static CUresult counted_info(size_t *free_now, size_t *total)
 
 static CUresult counted_device(CUdevice *device) { return fails() ? fail_with : real.cuCtxGetDevice(device); }
 
-static CUresult counted_sync(void) { return fails() ? fail_with : real.cuCtxSynchronize(); }
+static CUcontext dies_meanwhile; /* destroyed by another thread while this one waits for it */
+
+static CUresult counted_sync(void)
+{
+    CUresult r = fails() ? fail_with : real.cuCtxSynchronize();
+    if (dies_meanwhile)
+        spill_discard_context(dies_meanwhile);
+    return r;
+}
+
+/* ---- the ledger's lock, which the kernel grants once to all threads of a process ---- */
+
+static int flock_holders, flock_shared;
+
+int flock(int fd, int operation)
+{
+    static int (*next)(int, int);
+    if (!next)
+        next = (int (*)(int, int))dlsym(RTLD_NEXT, "flock");
+    if (operation == LOCK_UN)
+        __atomic_fetch_sub(&flock_holders, 1, __ATOMIC_SEQ_CST);
+    int r = next(fd, operation);
+    if (operation == LOCK_EX && __atomic_fetch_add(&flock_holders, 1, __ATOMIC_SEQ_CST) > 0)
+        __atomic_store_n(&flock_shared, 1, __ATOMIC_SEQ_CST);
+    if (operation == LOCK_EX)
+        usleep(500);
+    return r;
+}
+
+static void *ask_and_give(void *arg)
+{
+    char why[160];
+    for (int i = 0; i < 50; i++)
+        if (spill_budget_ask(MIB, why))
+            spill_budget_give(MIB, 0);
+    return arg;
+}
 
 static void *lookup(const char *symbol, bool nvml)
 {
@@ -232,7 +272,7 @@ int main(int argc, char **argv)
     spill_driver_fill(lookup);
     real = *spill_driver();
     spill_driver_fill(counted);
-    CHECK(real.cuInit(0) == CUDA_SUCCESS && real.cuDeviceGet(&device, 0) == CUDA_SUCCESS);
+    CHECK(((CUresult(*)(unsigned))lookup("cuInit", false))(0) == CUDA_SUCCESS && real.cuDeviceGet(&device, 0) == CUDA_SUCCESS);
     CHECK(real.cuDevicePrimaryCtxRetain(&ctx, device) == CUDA_SUCCESS);
     CHECK(((CUresult(*)(CUcontext))lookup("cuCtxSetCurrent", false))(ctx) == CUDA_SUCCESS);
     spill_engine_start(&settings);
@@ -252,6 +292,26 @@ int main(int argc, char **argv)
     fail_at = 0;
     check_bytes(p, 80 * MIB);
     CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+    check_empty(start);
+
+    snprintf(scenario, sizeof scenario, "a region whose context is destroyed while its free waits is released once");
+    CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
+    dies_meanwhile = ctx;
+    CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+    dies_meanwhile = NULL;
+    check_empty(start);
+    CUdeviceptr one, two;
+    CHECK(spill_alloc(40 * MIB, &one) == CUDA_SUCCESS && spill_alloc(40 * MIB, &two) == CUDA_SUCCESS);
+    CHECK(one + 40 * MIB <= two || two + 40 * MIB <= one);
+    CHECK(spill_free(spill_region_find(one)) == CUDA_SUCCESS && spill_free(spill_region_find(two)) == CUDA_SUCCESS);
+    check_empty(start);
+
+    snprintf(scenario, sizeof scenario, "one thread at a time asks for RAM");
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, ask_and_give, NULL) == 0);
+    ask_and_give(NULL);
+    pthread_join(thread, NULL);
+    CHECK(!flock_shared);
     check_empty(start);
 
     snprintf(scenario, sizeof scenario, "RAM gets short while a region is being pinned");
