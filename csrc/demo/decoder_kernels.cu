@@ -18,6 +18,14 @@
 #endif
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
+/* For the simulated GPU's clock, which counts the bytes that it is told of: a block's first thread tells of the whole tile.
+ * Only weights, KV and what fills them are told; the activations are a few KiB. */
+#ifdef SIM_ACCOUNT
+#define TOUCH_TILE(p, bytes) do { if (threadIdx.x == 0 && simk_touch) simk_touch((p), (bytes)); } while (0)
+#else
+#define TOUCH_TILE(p, bytes) ((void)0)
+#endif
+
 /* Sixteen bytes in one load. */
 struct __attribute__((aligned(16))) pair {
     dec_word a, b;
@@ -36,6 +44,8 @@ KERNEL dec_fill(dec_word *dst, dec_word words, dec_word seed, dec_word first)
 {
     struct pair *out = (struct pair *)dst;
     dec_word at = (dec_word)blockIdx.x * TILE_PAIRS + threadIdx.x, end = words / 2;
+    if (at < end)
+        TOUCH_TILE(out + at, (end - at < TILE_PAIRS ? end - at : TILE_PAIRS) * sizeof *out);
     for (int i = 0; i < TILE_PAIRS / BLOCK; i++, at += BLOCK)
         if (at < end) {
             struct pair p;
@@ -67,6 +77,7 @@ KERNEL dec_read(const dec_word *w, dec_word words, const dec_word *x, dec_word *
     dec_word m = (x[lane] + salt) | 1, a = 0, b = 0;
     if (at >= end)
         return;
+    TOUCH_TILE(in + at, (end - at < TILE_PAIRS ? end - at : TILE_PAIRS) * sizeof *in);
     if (at + TILE_PAIRS - BLOCK < end) {
 #ifdef __CUDACC__
 #pragma unroll

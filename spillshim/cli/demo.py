@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -35,7 +36,7 @@ _SIM_VRAM = (GIB, 512 * MIB, 256 * MIB, 128 * MIB)  # tried in this order: what 
 _GPU_VRAM = 2 * GIB
 # Settings of an outer run that would change what the demo shows.
 _NOT_INHERITED = {f"SPILLSHIM_{name}" for name in ("DISABLE", "SPILL", "VRAM_LIMIT", "HOST_LIMIT", "OOM", "JOB", "STATS", "OBSERVE", "QUIET")}
-_SIM_LABEL = "simulated GPU: the model's figures, not a GPU's speed"
+_SIM_LABEL = "simulated GPU: a step's time is the model's figure, the run's is this CPU's; neither is a GPU's speed"
 
 
 class CannotShow(SpillshimError):
@@ -232,14 +233,13 @@ def _print_table(plan: Plan, runs: Mapping[str, Run], stats: Mapping[str, Any], 
     device = runs["reference"].device or runs["spilled"].device or "unknown device"
     click.echo(f"decoder on {device}: weights {human(plan.weights)}, KV {human(plan.kv)}, compute {human(plan.compute)}, {plan.steps} steps")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "VRAM", "result", "checksum", "peak VRAM", "spilled", "time"):
+    for column in ("run", "VRAM", "result", "checksum", "spilled", "step", "time"):
         table.add_column(column, no_wrap=True)
     for run in runs.values():
-        tiers = ("-", "-")
-        if run.name == "spilled" and stats:
-            tiers = (f"{stats.get('vram_peak', 0) / GIB:.2f} GiB", f"{stats.get('spilled', {}).get('bytes_peak', 0) / GIB:.2f} GiB")
+        spilled = human(stats["spilled"]["bytes_peak"]) if run.name == "spilled" and "spilled" in stats else "-"
+        step = f"{median(run.step_ms):.1f} ms" if run.step_ms else "-"
         vram = human(run.vram) if run.vram else "no limit"
-        table.add_row(run.name, vram, run.result, run.checksum or "-", *tiers, f"{run.seconds:.1f} s")
+        table.add_row(run.name, vram, run.result, run.checksum or "-", spilled, step, f"{run.seconds:.1f} s")
     show(table)
     if simulated:
         click.echo(_SIM_LABEL)
