@@ -6,6 +6,7 @@ What the simulated device says here is its own beliefs, so none may be corrected
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Answered on the simulated device without exception; unmodified programs run there as far as their runtimes do.
 COMPLETE = ("facts", "bandwidth", "hook")
+REASONS = ("not installed: ", "not on the simulated device: ", "skipped: ")
 
 
 def gpu_check(native: Path, env: dict[str, str], folder: Path, *words: str, timeout: float) -> dict:
@@ -34,18 +36,18 @@ def gpu_check(native: Path, env: dict[str, str], folder: Path, *words: str, time
     return result
 
 
-def assert_answered(result: dict, groups: tuple[str, ...]) -> None:
-    """Every row of these groups was answered, by the contract, and agrees with what the simulated device was written from."""
-    asked = [e for e in result["experiments"] if set(e["groups"]) & set(groups)]
+def assert_answered(asked: list[dict]) -> None:
+    """Every row of these experiments was answered, by the contract, and agrees with what the simulated device was written from."""
+    assert asked
     assert [f"{row['row']}: {row['seen']}" for e in asked for row in e["rows"] if row["verdict"] == "unanswered"] == []
     assert [f"{e['name']}: {problem}" for e in asked for problem in e["problems"]] == []
     assert [f"{row['row']}: {row['seen']}" for e in asked for row in e["rows"] if row["verdict"] == "corrects"] == []
 
 
 def test_most_decisive_facts_are_answered(native_dir: Path, clean_env: dict[str, str], tmp_path: Path) -> None:
-    result = gpu_check(native_dir, clean_env, tmp_path, "--only", "mixed,zero", "--minutes", "2", timeout=150)
-    assert [e["name"] for e in result["experiments"]] == ["mixed", "zero"]
-    assert_answered(result, ("facts",))
+    result = gpu_check(native_dir, clean_env, tmp_path, "--only", "probe,mixed", "--minutes", "2", timeout=150)
+    assert [e["name"] for e in result["experiments"]] == ["probe", "mixed"]
+    assert_answered(result["experiments"])
     assert "vmm.mixed_access" in result["beliefs"]["confirmed"]
 
 
@@ -55,6 +57,15 @@ def test_whole_kit_within_its_budget(native_dir: Path, clean_env: dict[str, str]
     result = gpu_check(native_dir, clean_env, tmp_path, "--minutes", "3", timeout=300)
     assert result["seconds"] < 200
     assert {group for e in result["experiments"] for group in e["groups"]} >= {"facts", "bandwidth", "hook", "apps"}
-    assert_answered(result, COMPLETE)
-    (folder,) = {"out"} & {path.name for path in tmp_path.iterdir()}
-    assert len(list((tmp_path / folder).iterdir())) == 1  # one file, nothing half-written beside it
+    apps = [e for e in result["experiments"] if "apps" in e["groups"]]
+    assert_answered([e for e in result["experiments"] if e not in apps])
+    for group in COMPLETE:
+        assert any(group in e["groups"] for e in result["experiments"] if e not in apps), group
+    # Programs: what runs here agrees, what does not says why; a crash or a wrong result is no reason.
+    open_rows = {row["row"]: row["seen"] for e in apps for row in e["rows"] if row["verdict"] == "unanswered"}
+    assert {name: seen for name, seen in open_rows.items() if not seen.startswith(REASONS)} == {}
+    assert [f"{row['row']}: {row['seen']}" for e in apps for row in e["rows"] if row["verdict"] == "corrects"] == []
+    assert [f"{e['name']}: {problem}" for e in apps for problem in e["problems"]] == []
+    if importlib.util.find_spec("cuda.bindings"):
+        assert not [name for name in open_rows if name.startswith("bindings.")]
+    assert len(list((tmp_path / "out").iterdir())) == 1  # one file, nothing half-written beside it
