@@ -103,7 +103,8 @@ _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         "HOLDBACK",
         {
             "type": SizeType(),
-            "help": "VRAM kept back for late allocations once one region exceeds half of VRAM. [default: 15%]",
+            "help": "VRAM kept back for late allocations from a region above half of VRAM. "
+            "[default: 15%, if that region has to spill anyway]",
         },
     ),
     (

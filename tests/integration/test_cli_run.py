@@ -60,27 +60,21 @@ def test_the_exit_code_is_the_programs(spillshim, code: int) -> None:
     assert result.stdout == result.stderr == ""
 
 
+def started(script: str, env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
+    """`spillshim run -- sh -c script`, running; its standard output is a pipe."""
+    argv = [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", script]
+    return subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True)
+
+
 def test_the_process_is_the_programs(clean_env, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo $$"],
-        env=clean_env,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = started("echo $$", clean_env, tmp_path)
     out, _ = process.communicate(timeout=30)
     assert int(out) == process.pid
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1])
 def test_signals_reach_the_program(number: signal.Signals, clean_env, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", "echo ready; exec sleep 30"],
-        env=clean_env,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = started("echo ready; exec sleep 30", clean_env, tmp_path)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.wait(timeout=30) == -number
