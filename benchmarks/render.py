@@ -105,23 +105,22 @@ def in_turn(share: float, vram: float, ram: float) -> float:
 
 
 def draw_roofline(result: dict[str, Any], path: Path) -> bool:
-    """Speed against all-in-VRAM over the share in RAM: both bounds from this device's own rates, and what kernels reached."""
+    """GB/s over the share in RAM: the two bounds that this device's own rates set, and what kernels reached."""
     known = rates(result)
     vram, ram = known.get("bandwidth.hbm_read"), known.get("bandwidth.zero_copy_16")
     if not vram or not ram:
         return False
-    figure, axes = _axes("Reading a region that is partly in RAM, against all of it in VRAM", result)
+    figure, axes = _axes("Reading a region that is partly in RAM: bounds, and what kernels reached", result)
     shares = [0.005 * 1.02**step for step in range(268)]
     shares = [share for share in shares if share < 1] + [1.0]
-    axes.plot([100 * s for s in shares], [overlapped(s, vram, ram) / vram for s in shares], "k-", label="bound: both at once")
-    axes.plot([100 * s for s in shares], [in_turn(s, vram, ram) / vram for s in shares], "k:", label="bound: one after the other")
+    axes.plot([100 * s for s in shares], [overlapped(s, vram, ram) for s in shares], "k-", label="bound: both at once")
+    axes.plot([100 * s for s in shares], [in_turn(s, vram, ram) for s in shares], "k:", label="bound: one after the other")
     for (layout, points), mark in zip(sorted(mixes(result).items()), "osD^"):
-        base = known.get("bandwidth.hbm_q4") if layout.startswith("q4") else vram
-        drawn = [(100 * share, value / base) for share, value in points if share > 0] if base else []
+        drawn = [(100 * share, value) for share, value in points if share > 0]
         if drawn:
             label = "Q4-like product, spread by chunk" if layout.startswith("q4") else LAYOUTS[layout]
             axes.plot(*zip(*drawn), mark, fillstyle="none", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="% of the bytes in RAM", ylabel="speed, all in VRAM = 1")
+    axes.set(xscale="log", yscale="log", xlabel="% of the bytes in RAM", ylabel="GB/s")
     axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
     axes.legend(loc="lower left")
     _save(figure, path)
@@ -220,7 +219,7 @@ def render(files: list[Path], out: Path, model_allowed: bool, figures: bool = Tr
         result = load(path, model_allowed)
         drawn = []
         for kind, draw, text in (
-            ("roofline", draw_roofline, "Speed against all-in-VRAM over the share in RAM"),
+            ("roofline", draw_roofline, "Bounds and GB/s reached over the share in RAM"),
             ("layouts", draw_layouts, "GB/s over mixtures of VRAM and RAM in three layouts"),
         ):
             target = out / f"{path.stem}-{kind}.svg"
