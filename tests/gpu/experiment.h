@@ -10,7 +10,7 @@
  *   - a row whose child died is "unanswered", unless dying is one of its answers (xp_row_may_die);
  *   - after a sticky error the child calls xp_again() and a fresh one carries on with a fresh context.
  *
- *   static void declare(void) { xp_row("main", "zero.fresh_vram", "what fresh VRAM holds", "bool", "vmm.fresh_zero", "scrubbing"); }
+ *   static void declare(void) { xp_row("main", "zero.fresh_vram", "what fresh VRAM holds", "bool", "vmm.fresh_is_zero", "scrubbing"); }
  *   static void body(void)    { if (xp_begin("zero.fresh_vram", 10)) xp_say("zero.fresh_vram", XP_CONFIRMS, 1, NULL, "all zero"); }
  *   int main(int argc, char **argv) { static const struct xp_case c[] = { { "main", body, 30 } };
  *                                     return xp_main(argc, argv, declare, c, 1); }
