@@ -205,7 +205,7 @@ void spill_ledger_sum(const struct spill_ledger *l, uint64_t job, uint64_t key, 
         out->ram_asked += __atomic_load_n(&slot->ram_asked, __ATOMIC_RELAXED);
         out->ram_pinned += __atomic_load_n(&slot->ram_pinned, __ATOMIC_RELAXED);
         for (int d = 0; d < SPILL_LEDGER_DEVICES; d++) {
-            if (slot->device[d].key != key)
+            if (__atomic_load_n(&slot->device[d].key, __ATOMIC_ACQUIRE) != key)
                 continue;
             out->ram_on_device += __atomic_load_n(&slot->device[d].ram, __ATOMIC_RELAXED);
             if (slot->job == job)

@@ -2,7 +2,7 @@
 /* The stream captures under way in the process. Called by the hooks of capture, of streams' and of contexts' ends; asked by
  * whoever wants to ask the driver something that would break a capture.
  * Rules: a capture is known from before the driver begins it until after it has ended; it also ends with its stream and
- * with its context, else frees would wait for its end for ever. */
+ * with its context, else frees would wait for its end for ever; the child of a fork touches nothing. */
 #include "tiering/tiering.h"
 
 #include <pthread.h>
@@ -39,7 +39,7 @@ static CUstream named(CUstream stream, bool ptsz)
 
 void spill_capture_begin(CUstream stream, bool ptsz)
 {
-    struct capture *c = malloc(sizeof *c);
+    struct capture *c = spill_dead() ? NULL : malloc(sizeof *c);
     if (!c)
         return; /* unknown: what we ask may break it, as another thread's call could */
     *c = (struct capture){ named(stream, ptsz), spill_stream_context(stream), pthread_self(), NULL };
@@ -62,6 +62,8 @@ void spill_capture_end(CUstream stream, bool ptsz)
 {
     CUcontext ctx = NULL;
     stream = named(stream, ptsz);
+    if (spill_dead())
+        return;
     if (stream == CU_STREAM_PER_THREAD)
         ctx = spill_stream_context(stream);
     pthread_mutex_lock(&lock);
@@ -75,6 +77,8 @@ void spill_capture_end(CUstream stream, bool ptsz)
 
 void spill_capture_context_gone(CUcontext ctx)
 {
+    if (spill_dead())
+        return;
     pthread_mutex_lock(&lock);
     for (struct capture **at = &list; *at;)
         if ((*at)->ctx == ctx)

@@ -106,10 +106,16 @@ CUresult spill_current_device(int *device)
     return r;
 }
 
+static uint64_t now(const uint64_t *counter)
+{
+    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
 void spill_usage(const struct spill_device *d, struct spill_ledger_sum *sum)
 {
     const struct spill_settings *s = spill_settings();
-    if (!spill_budget_joined() && !d->vram_used && !d->ram_used) {
+    uint64_t vram = now(&d->vram_used), ram = now(&d->ram_used);
+    if (!spill_budget_joined() && !vram && !ram) {
         spill_ledger_peek(s->state_dir, s->job, d->key, sum);
         return;
     }
@@ -117,7 +123,7 @@ void spill_usage(const struct spill_device *d, struct spill_ledger_sum *sum)
     if (ledger->own)
         spill_ledger_sum(ledger, s->job, d->key, sum);
     else
-        *sum = (struct spill_ledger_sum){ 1, d->ram_used, d->ram_used, d->vram_used, d->ram_used };
+        *sum = (struct spill_ledger_sum){ 1, ram, ram, vram, ram };
 }
 
 static uint64_t used_by_job(const struct spill_device *d)
@@ -125,7 +131,8 @@ static uint64_t used_by_job(const struct spill_device *d)
     struct spill_ledger_sum sum;
     spill_usage(d, &sum);
     /* The ledger has room for fewer devices than a process may use. */
-    return sum.vram_of_job > d->vram_used ? sum.vram_of_job : d->vram_used;
+    uint64_t own = now(&d->vram_used);
+    return sum.vram_of_job > own ? sum.vram_of_job : own;
 }
 
 CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free)
@@ -149,7 +156,7 @@ bool spill_vram_allows(int device, uint64_t bytes)
     const struct spill_device *d = spill_device(device);
     if (!d)
         return true;
-    uint64_t held = d->vram_used + bytes;
+    uint64_t held = now(&d->vram_used) + bytes;
     spill_backend_foresee(device, held < d->total ? d->total - held : 0);
     if (d->limit >= d->total)
         return true;
@@ -159,10 +166,10 @@ bool spill_vram_allows(int device, uint64_t bytes)
 
 static uint64_t raise_peak(uint64_t *peak, const uint64_t *counter)
 {
-    uint64_t now = __atomic_load_n(counter, __ATOMIC_RELAXED);
-    if (now > *peak)
-        *peak = now;
-    return now;
+    uint64_t value = now(counter);
+    if (value > *peak)
+        *peak = value;
+    return value;
 }
 
 void spill_account(int device, int64_t vram, int64_t ram)
@@ -172,9 +179,9 @@ void spill_account(int device, int64_t vram, int64_t ram)
     if (!d)
         return;
     pthread_mutex_lock(&usage_lock);
-    d->vram_used += (uint64_t)vram;
-    d->ram_used += (uint64_t)ram;
-    s->vram_bytes += (uint64_t)vram;
+    spill_count(&d->vram_used, vram);
+    spill_count(&d->ram_used, ram);
+    spill_count(&s->vram_bytes, vram);
     uint64_t spilled = raise_peak(&s->spilled_peak, &s->spilled_bytes), all = spilled + s->vram_bytes;
     raise_peak(&s->vram_peak, &s->vram_bytes);
     raise_peak(&s->native_peak, &s->native_bytes);
