@@ -28,4 +28,6 @@ __attribute__((visibility("hidden"))) void *store_entry(const char *name)
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) FORWARD(symbol)
 #include "shim/driver.def"
+/* What the program under test calls beside them. */
+FORWARD(cuInit)
 FORWARD(cuCtxSetCurrent)
