@@ -200,7 +200,7 @@ def test_an_nvcc_program_over_a_cap(ask):
     assert rows["nvcc.shared"]["value"] is True, rows["nvcc.shared"]
 
 
-@pytest.mark.parametrize("name", ["app_torch", "app_cupy", "app_jax", "app_numba"])
+@pytest.mark.parametrize("name", ["app_torch", "app_cupy", "app_jax", "app_numba", "llama"])
 def test_apps_that_cannot_run_here_say_so(ask, name):
     rows = ask(name)
     assert set(verdicts(rows).values()) == {"unanswered"}

@@ -16,6 +16,7 @@ ARRAYS = 8
 
 
 def arrays(size: int, seed: int) -> dict[str, Any]:
+    global cuda, np  # the compiler looks a kernel's modules up among the globals
     import numpy as np
     from numba import cuda
 
