@@ -544,6 +544,7 @@ def test_wheels_serve_without_network_or_installation(kit: Kit, tmp_path: Path) 
     wheels.mkdir()
     with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried.py", "ANSWER = 42\n")
+        wheel.writestr("nvidia/cu13/lib/libcudart.so.13", "would be found by frameworks instead of theirs")
         wheel.writestr("carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
         wheel.writestr("carried-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("carried-1.0.dist-info/RECORD", "")
@@ -551,8 +552,26 @@ def test_wheels_serve_without_network_or_installation(kit: Kit, tmp_path: Path) 
     ran, result = kit.run("--wheels", str(wheels))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert rows(result, "uses")["one"]["seen"] == f"42 {wheels}"
+    assert not list(kit.build.rglob("libcudart*")) and len(result["library"]) == 16
     assert result["command"][-2:] == ["--wheels", "wheels"]
     assert subprocess.run([sys.executable, "-c", "import carried"], capture_output=True, check=False).returncode != 0
+
+
+def test_newest_headers_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, version, files in (
+        ("toolkit", 13000, ("cudaTypedefs.h", "nvml.h")), ("package/nvidia/cu13", 13050, ("cudaTypedefs.h",)), ("bare", 19990, ()),
+    ):  # fmt: skip
+        folder = tmp_path / name / "include"
+        folder.mkdir(parents=True)
+        (folder / "cuda.h").write_text(f"#define CUDA_VERSION {version}\n")
+        for file in files:
+            (folder / file).touch()
+    monkeypatch.setattr(build.Toolbox, "nvcc", None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "package")])
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "bare"))
+    tools = build.Toolbox(tmp_path / "build", tmp_path)
+    assert build.header_version(tools.cuda_include) >= 13050 and tools.cuda_include != tmp_path / "bare" / "include"
 
 
 def test_package_of_the_source_tree_is_importable_in_experiments(kit: Kit, native_dir: Path) -> None:

@@ -19,8 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 NATIVE_PARTS = ("libspillshim.so", "spillshim-probe", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/libcudart.so.13")
+HEADERS_NEEDED = 13030  # csrc/shim/hooks.def names entries of that version
 COMPILE_LIMIT = 120  # seconds
 BUILD_LIMIT = 400
+
+
+def header_version(folder: Path) -> int:
+    """CUDA_VERSION of a folder's cuda.h, such as 13050."""
+    found = re.search(r"^#define CUDA_VERSION (\d+)", (folder / "cuda.h").read_text(errors="replace"), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 class CannotBuild(Exception):
@@ -71,7 +78,8 @@ class Toolbox:
 
     @cached_property
     def cuda_include(self) -> Path:
-        """A folder with cuda.h and cudaTypedefs.h: a toolkit's, or that of NVIDIA's Python packages. With nvml.h if any has it."""
+        """A folder with cuda.h and cudaTypedefs.h: a toolkit's, or that of NVIDIA's Python packages. The newest, because the shim
+        names entries that older headers lack; a newer header is no matter on an older driver, entries are looked up there."""
         candidates = [Path(os.environ[n]) / "include" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
         if self.nvcc:
             candidates += self._includes_of_nvcc(self.nvcc)
@@ -81,7 +89,7 @@ class Toolbox:
         found = [folder for folder in candidates if all((folder / name).is_file() for name in ("cuda.h", "cudaTypedefs.h"))]
         if not found:
             raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
-        return next((folder for folder in found if (folder / "nvml.h").is_file()), found[0])
+        return max(found, key=lambda folder: (header_version(folder), (folder / "nvml.h").is_file()))  # of equals the first
 
     def _headers(self) -> Path:
         """The same, with nvml.h from elsewhere where that folder lacks it (it is a package of its own)."""
@@ -206,7 +214,12 @@ class Toolbox:
                 return prefix / "spillshim"
             return self._built_without_cffi(cmake, tree, prefix / "spillshim", jobs)
         except CannotBuild as error:
-            raise CannotBuild(f"spillshim could not be built: {error}") from None
+            version = header_version(self.cuda_include)
+            advice = (
+                f"{HEADERS_NEEDED // 1000}.{HEADERS_NEEDED % 1000 // 10} or newer are needed; carry the wheels nvidia-cuda-runtime, "
+                f"nvidia-cuda-crt, nvidia-nvml-dev (or one of spillshim) in --wheels. " if version < HEADERS_NEEDED else ""
+            )  # fmt: skip
+            raise CannotBuild(f"spillshim could not be built with headers of CUDA {version // 1000}.{version % 1000 // 10}. {advice}{error}") from None
 
     @staticmethod
     def _built_without_cffi(cmake: str, tree: Path, to: Path, jobs: str) -> Path:
@@ -258,6 +271,9 @@ def install_wheels(wheels: Path, folder: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
         try:
             _run([*pip, "--find-links", wheels, "--target", partial, *files], BUILD_LIMIT)
+            # NVIDIA's runtime package is carried for its headers; frameworks here would load its library instead of their own.
+            for library in partial.glob("nvidia/*/lib/libcudart*"):
+                library.unlink()
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,6 +8,7 @@ answered, or unanswered with the reason; the JSON file is rewritten after every 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -54,6 +55,7 @@ class Check:
         self.stopped: str | None = None
         self.scratch = Path(tempfile.mkdtemp(prefix="gpu-check-", dir="/tmp"))
         self.native_error: str | None = None
+        self.library: str | None = None
         self.env: dict[str, str] = {}
         self.table = table.make()
         self.arguments = arguments
@@ -86,6 +88,7 @@ class Check:
                 env["GPU_CHECK_LIBRARY"] = str(self.scratch / "native" / "libspillshim.so")
                 path = [str(python_path(native, self.scratch)), *filter(None, [os.environ.get("PYTHONPATH")])]
                 env["PYTHONPATH"] = os.pathsep.join(path)
+                self.library = hashlib.sha256((native / "libspillshim.so").read_bytes()).hexdigest()[:16]
             except CannotBuild as error:
                 if self.sim:
                     raise NoDevice(f"the simulated device is not there: {error}") from None
@@ -309,6 +312,7 @@ class Check:
             "command": ["scripts/gpu-check", *(Path(word).name if word.startswith(("/", "~")) else word for word in self.arguments)],
             "revision": report.revision(),
             "sources": report.sources(),
+            "library": self.library,
             "started": now.isoformat(timespec="seconds"),
             "seconds": 0.0,
             "seed": self.options.seed,
