@@ -67,7 +67,8 @@ class Random:
 
         self.np = np
         self.rng = np.random.default_rng(seed)
-        blocks = self.rng.integers(0, 256, (1 << 20, 18), np.uint8)
+        # A weight is scale * (nibble - 8): without nibble 0 their mean is 0, else all activations drift to one token.
+        blocks = self.rng.integers(1, 16, (1 << 20, 18), np.uint8) | self.rng.integers(1, 16, (1 << 20, 18), np.uint8) << 4
         # The scale of 32 weights, a half: small enough that activations stay finite through all layers.
         blocks[:, :2] = (self.rng.random((1 << 20, 1), np.float32) * 0.004 + 0.001).astype(np.float16).view(np.uint8)
         self.blocks = blocks
