@@ -463,7 +463,7 @@ static void ask(enum question q, void (*attempt)(const struct cell *, bool cpu, 
         if (q == CAPTURE && !FORM[c->form].async)
             continue;
         row_name(row, sizeof row, q, c);
-        if (!xp_begin(row, 15))
+        if (!xp_begin(row, 6))
             continue;
         bool ram = has_ram(c->dst) || has_ram(c->src), dead = false, untried = false, believed = true, right = true, timed = q != BLOCKS;
         memset(o, 0, sizeof o);

@@ -215,7 +215,7 @@ XP_UNUSED static void xp_row(const char *of, const char *name, const char *ask, 
     r->decides = strdup(decides);
 }
 
-/* The last declared row is answered, with this verdict, when the process that asks it dies (or never returns). */
+/* The last declared row is answered, with this verdict, when the process that asks it dies of a signal. A hang is no answer. */
 XP_UNUSED static void xp_row_may_die(const char *verdict)
 {
     xp_rows[xp_row_count - 1].dying = verdict;
@@ -463,7 +463,7 @@ static void xp_run_case(const struct xp_case *c)
             else
                 snprintf(why, sizeof why, "the case ended without answering it");
             if (at && !at->said)
-                xp_emit(at, at->dying && (timed_out || WIFSIGNALED(status)) ? at->dying : XP_UNANSWERED, -1, NULL, why);
+                xp_emit(at, at->dying && !timed_out && WIFSIGNALED(status) ? at->dying : XP_UNANSWERED, -1, NULL, why);
             if (!timed_out && !WIFSIGNALED(status) && WEXITSTATUS(status) != XP_EXIT_AGAIN)
                 end = 0; /* it ran to its end: what is open stays so */
         }
