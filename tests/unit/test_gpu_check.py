@@ -46,7 +46,7 @@ class Kit:
         self.folder.mkdir()
         self.out = tmp_path / "out"
         self.build = tmp_path / "build"
-        self.env = dict(env, GPU_CHECK_NATIVE=str(native))
+        self.env = dict(env, GPU_CHECK_NATIVE=str(native), TMPDIR=str(tmp_path))  # one that is killed leaves its scratch folder
         self.order = 0
 
     def add(self, name: str, rows: str, body: str, *, groups: str = "facts", expect: float = 0.1, limit: float = 20) -> None:

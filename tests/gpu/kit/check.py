@@ -53,7 +53,9 @@ class Check:
         self.toolbox = Toolbox(options.build, options.experiments)
         self.known = beliefs.read()
         self.stopped: str | None = None
-        self.scratch = Path(tempfile.mkdtemp(prefix="gpu-check-", dir="/tmp"))
+        # ld.so splits its lists of paths at these characters, and this folder's links stand in them.
+        temporary = tempfile.gettempdir()
+        self.scratch = Path(tempfile.mkdtemp(prefix="gpu-check-", dir="/tmp" if set(temporary) & set(" \t\n:;$") else None))
         self.native_error: str | None = None
         self.library: str | None = None
         self.env: dict[str, str] = {}
@@ -82,7 +84,6 @@ class Check:
         if self.sim or groups & NEEDS_LIBRARY:
             try:
                 native = self.toolbox.native
-                # ld.so splits lists of paths at spaces and colons; the scratch folder has a name without them.
                 (self.scratch / "native").symlink_to(native)
                 env["GPU_CHECK_NATIVE"] = str(self.scratch / "native")
                 env["GPU_CHECK_LIBRARY"] = str(self.scratch / "native" / "libspillshim.so")
