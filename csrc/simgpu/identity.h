@@ -5,17 +5,24 @@
 #ifndef SIM_IDENTITY_H
 #define SIM_IDENTITY_H
 
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "config.h"
 
 #define SIM_DEVICE_NAME "simgpu (simulated GPU)"
 #define SIM_BUS(device) (1 + (device)) /* PCI bus number; domain, device and function are 0 */
 
-/* 16 bytes: "simgpu" and the ordinal. */
+/* 16 bytes: "simgpu", a hash (FNV-1a) of the machine's name, the ordinal: two machines' cards are not each other's. */
 static inline void sim_uuid(int device, char out[16])
 {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (const char *p = sim_config()->name; *p; p++)
+        hash = (hash ^ (unsigned char)*p) * 0x100000001b3u;
     memset(out, 0, 16);
     memcpy(out, "simgpu", 6);
+    memcpy(out + 6, &hash, sizeof hash);
     out[15] = (char)device;
 }
 

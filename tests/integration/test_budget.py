@@ -100,16 +100,39 @@ def test_host_limit_is_a_share_of_the_machine(ram_peak, tmp_path):
     assert 94 * MIB <= ram_peak({**env, "SPILLSHIM_RAM_RESERVE": "0", "SPILLSHIM_HOST_LIMIT": "10%"}) <= 1 * GIB // 10
 
 
-def test_a_killed_process_gives_its_share_back(run_sim, tmp_path, ram_peak):
+@pytest.fixture
+def holder(run_sim, tmp_path):
+    """A process that fills what `env` allows and holds it; returned when it does."""
+
+    def start(env: dict[str, str]):
+        ready = tmp_path / "ready"
+        program = FILL.replace("done(oom=count < 64)", "open(sys.argv[1], 'w').close()\n    import time\n    time.sleep(60)")
+        process = run_sim.start(script_argv(tmp_path, program, ready), vram="64M", ram="4G", env=script_env(env))
+        deadline = time.monotonic() + 40
+        while not ready.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    return start
+
+
+def test_what_spilled_on_one_card_does_not_count_on_another(run_sim, tmp_path, holder):
+    """Processes share the ledger, cards are told apart by their UUID."""
+    ask = script_argv(tmp_path, "ctx = Ctx()\ndone(free=mem_info()[0], total=mem_info()[1])")
+    env = script_env(FINE)
+    process = holder({**FINE, "SPILLSHIM_HOST_LIMIT": "100M"})
+    here = facts(run_sim(ask, vram="64M", ram="4G", env=env).ok().stdout)
+    elsewhere = facts(run_sim(ask, vram="64M", ram="4G", env={**env, "SIMGPU_NAME": run_sim.name + "-other"}).ok().stdout)
+    process.kill()
+    process.wait()
+    assert here["free"] == 0 and elsewhere["free"] == elsewhere["total"]
+
+
+def test_a_killed_process_gives_its_share_back(run_sim, holder, ram_peak):
     """The ledger's slot is freed by the kernel, however the owner ends."""
-    holder = FILL.replace("done(oom=count < 64)", "open(sys.argv[1], 'w').close()\n    import time\n    time.sleep(60)")
     limit = {**FINE, "SPILLSHIM_HOST_LIMIT": "100M"}
-    ready = tmp_path / "ready"
-    process = run_sim.start(script_argv(tmp_path, holder, ready), vram="64M", ram="4G", env=script_env(limit))
-    deadline = time.monotonic() + 40
-    while not ready.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    process = holder(limit)
     while_held = ram_peak(limit, FILL)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
