@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The frame of an experiment on a GPU: options, rows, cases. Included once by each program tests/gpu/NAME.c; driver and
- * memory helpers are in gpu.h. Compiled with: cc -std=gnu11 -O2 -Wall -I<cuda.h's folder> NAME.c -ldl -lpthread
+ * memory helpers are in gpu.h. Compiled with: cc -std=gnu11 -O2 -Wall -I<cuda.h's folder> NAME.c -ldl -lpthread -lm
  *
  * An experiment declares its rows (what is asked) and its cases (who answers them). The starting process never touches the
  * driver: it runs each case in a child (the same program, --child CASE), forwards the rows that come and answers for those

@@ -4,7 +4,7 @@
  * is launched again. Each time the bytes are checked, in A's new backing and in the old one (which must not change). Then the same
  * executable is updated (cuGraphExecUpdate, SetParams) with the same operands. Each node kind in a child of its own.
  * Decides: which captured operands pin their chunks.
- * gpu-check: groups=facts order=80 expect=6 limit=90 */
+ * gpu-check: groups=facts order=80 expect=10 limit=90 */
 #include "gpu.h"
 
 enum node { KERNEL, MEMSET, MEMCPY_IN, MEMCPY_OUT, NODES };

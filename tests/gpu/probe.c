@@ -3,7 +3,7 @@
  * memory is known to crash some drivers), once as we are and once with mbind and its family denied, as a container without
  * SYS_NICE denies them. A way works when memory was created, mapped, opened for the GPU, written and read by a kernel.
  * Decides the order of the backends that spillshim-probe tries, and what `doctor` says.
- * gpu-check: groups=facts order=10 expect=6 limit=80 */
+ * gpu-check: groups=facts order=10 expect=12 limit=80 */
 #include "gpu.h"
 
 #include <linux/audit.h>
