@@ -25,6 +25,7 @@ static CUresult create_in_ram(CUmemGenericAllocationHandle *handle, size_t size,
     CUresult r = spill_driver()->cuMemCreate(handle, size, &host, flags);
     if (r != CUDA_SUCCESS) {
         spill_budget_give(size, 0);
+        spill_backing_refused(size, r);
         return r;
     }
     spill_budget_pinned(size);

@@ -133,7 +133,9 @@ const char *spill_size_text(unsigned long long bytes, char buf[16])
         snprintf(buf, 16, "%.2f GiB", (double)bytes / (double)(1ull << 30));
     else if (bytes >= 1ull << 20)
         snprintf(buf, 16, "%.1f MiB", (double)bytes / (double)(1ull << 20));
-    else
+    else if (bytes >= 1024)
         snprintf(buf, 16, "%.1f KiB", (double)bytes / 1024.0);
+    else
+        snprintf(buf, 16, "%llu B", bytes);
     return buf;
 }

@@ -68,6 +68,13 @@ CUmemAccessDesc spill_cpu_access(void)
                               .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
 }
 
+void spill_backing_refused(uint64_t bytes, CUresult error)
+{
+    char size[16];
+    spill_log(SPILL_LOG_WARN, "the driver did not pin %s of RAM that the budget had granted, error=%d: a limit of its own or of "
+              "the machine is reached (spillshim doctor)", spill_size_text(bytes, size), (int)error);
+}
+
 CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out)
 {
     CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED };
@@ -82,6 +89,8 @@ CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CU
         prop.allocFlags.gpuDirectRDMACapable = (unsigned char)(can != 0);
     }
     CUresult r = spill_driver()->cuMemCreate(out, bytes, &prop, 0);
+    if (r != CUDA_SUCCESS && tier == SPILL_RAM)
+        spill_backing_refused(bytes, r);
     if (r != CUDA_SUCCESS)
         return r;
     if (tier == SPILL_RAM)
@@ -106,8 +115,10 @@ CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out)
     const struct spill_driver *d = spill_driver();
     void *host;
     CUresult r = d->cuMemHostAlloc(&host, bytes, CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_PORTABLE);
-    if (r != CUDA_SUCCESS)
+    if (r != CUDA_SUCCESS) {
+        spill_backing_refused(bytes, r);
         return r;
+    }
     /* The address must be the same on both sides, or free and copies could not tell what they are given. */
     r = d->cuMemHostGetDevicePointer_v2(out, host, 0);
     if (r == CUDA_SUCCESS && *out != (CUdeviceptr)host)

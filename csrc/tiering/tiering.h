@@ -212,6 +212,8 @@ uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint
 
 /* Physical memory from the driver, counted as pinned or as VRAM of this process. RAM must have been granted before. */
 CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out);
+/* One log line: RAM was granted by the budget and refused by the driver. */
+void spill_backing_refused(uint64_t bytes, CUresult error);
 void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
 /* A whole region in RAM for drivers that cannot map host handles: one pinned, GPU-mapped buffer, device address in *out. */
 CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out);

@@ -404,6 +404,7 @@ def test_ram_that_the_driver_refuses_is_out_of_memory(script):
     """The machine's own limit on pinned memory is met after the budget said yes: everything unwinds."""
     answer = script(BUDGET, ram="24M")
     assert (answer["last"], answer["again"]) == (2, 0)
+    assert "the driver did not pin" in answer["stderr"] and "that the budget had granted" in answer["stderr"]
     (stats,) = answer["stats"]
     assert stats["ram_peak"] <= 24 * MIB
 
