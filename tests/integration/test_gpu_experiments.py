@@ -159,6 +159,7 @@ def test_no_driver_leaves_every_row_unanswered(experiment, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_copies_over_tiers_are_seen_either_way(experiment) -> None:
     refused, allowed = (
         experiment("copymatrix"),
@@ -201,6 +202,7 @@ def test_copies_over_tiers_are_seen_either_way(experiment) -> None:
     assert "waits" in waits["seen"] and "returns at once" in returns["seen"]
 
 
+@pytest.mark.slow
 def test_an_asynchronous_copy_that_waits_is_seen(experiment) -> None:
     run = experiment("copymatrix", contrary="async-waits")
     corrected = run.verdicts("corrects")
@@ -211,6 +213,7 @@ def test_an_asynchronous_copy_that_waits_is_seen(experiment) -> None:
     assert run.verdicts("unanswered") == {}
 
 
+@pytest.mark.slow
 def test_a_crashing_copy_costs_its_own_rows(experiment) -> None:
     run = experiment("copymatrix", contrary="memset-crashes")
     crashed = {name for name in run.listed if ".MemsetD8Async." in name}
@@ -226,6 +229,7 @@ def test_a_crashing_copy_costs_its_own_rows(experiment) -> None:
     assert set(run.verdicts("corrects")) <= crashed
 
 
+@pytest.mark.slow
 def test_a_dead_context_costs_its_own_rows(experiment) -> None:
     run = experiment("copymatrix", contrary="peer-kills")
     dead = {name for name in run.listed if ".PeerAsync." in name}
@@ -314,6 +318,7 @@ def test_the_other_location_serves_as_well(experiment) -> None:
     assert run.verdicts("unanswered", "corrects") == {}
 
 
+@pytest.mark.slow
 def test_an_unmap_that_drains_is_seen(experiment) -> None:
     run = experiment("unmaprace", contrary="unmap-drains")
     corrected = run.verdicts("corrects")

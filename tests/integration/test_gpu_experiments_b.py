@@ -77,6 +77,7 @@ def verdicts(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: row["verdict"] for name, row in rows.items()}
 
 
+@pytest.mark.slow
 def test_bandwidth(ask):
     rows = ask("bw", sim={"HBM": "1000000000000", "LINK": "20000000000"})
     assert "unanswered" not in verdicts(rows).values(), [row["seen"] for row in rows.values() if row["verdict"] == "unanswered"]
@@ -106,6 +107,7 @@ def test_bandwidth_sees_a_device_without_overlap(ask):
     assert row["verdict"] == "corrects" and row["value"] == pytest.approx(0, abs=0.05), row
 
 
+@pytest.mark.slow
 def test_bandwidth_says_wrong_bytes(ask, built, tmp_path):
     """Kernels that read something else than was written: no rate is given for them."""
     source = (GPU / "bw.cu").read_text().replace("(u64)(v).x + (v).y + (v).z + (v).w", "(u64)(v).x + (v).y + (v).z")
@@ -119,6 +121,7 @@ def test_bandwidth_says_wrong_bytes(ask, built, tmp_path):
     assert "WRONG BYTES" in read["seen"] or "no time" in read["seen"], read
 
 
+@pytest.mark.slow
 def test_bandwidth_without_ram_from_cu_mem_create(ask):
     rows = ask("bw", sim={"HOST_VMM": "none"})
     assert rows["bandwidth.mix_tail_50"]["verdict"] == "unanswered"
@@ -126,6 +129,7 @@ def test_bandwidth_without_ram_from_cu_mem_create(ask):
     assert rows["bandwidth.zero_copy_host_16"]["seen"].startswith("this driver refuses cuMemCreate at HOST")
 
 
+@pytest.mark.slow
 def test_accounting(ask):
     rows = ask("account")
     missing = {name for name, row in rows.items() if row["verdict"] != "measured"}
@@ -158,6 +162,7 @@ def test_parameters_see_a_kernel_that_computes_something_else(ask, tmp_path):
     assert rows["params.launch_array"]["verdict"] == rows["params.launch_extra"]["verdict"] == "corrects", rows
 
 
+@pytest.mark.slow
 def test_the_hook_s_cost(ask):
     rows = ask("hook")
     assert set(verdicts(rows).values()) == {"measured"}, rows
