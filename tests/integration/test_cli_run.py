@@ -63,7 +63,12 @@ def test_the_exit_code_is_the_programs(spillshim, code: int) -> None:
 def started(script: str, env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
     """`spillshim run -- sh -c script`, running; its standard output is a pipe."""
     argv = [sys.executable, "-m", "spillshim", "run", "--", "sh", "-c", script]
-    return subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True)
+
+    def interruptible() -> None:
+        # A shell's background jobs ignore SIGINT, and that is inherited: the suite may be one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible)
 
 
 def test_the_process_is_the_programs(clean_env, tmp_path: Path) -> None:
