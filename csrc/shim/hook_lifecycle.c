@@ -6,7 +6,8 @@
 
 static CUcontext primary[SPILL_MAX_DEVICES];
 
-CUcontext spill_primary_context(int device)
+/* As the program retained it, or NULL. */
+static CUcontext primary_context(int device)
 {
     return device >= 0 && device < SPILL_MAX_DEVICES ? __atomic_load_n(&primary[device], __ATOMIC_RELAXED) : NULL;
 }
@@ -153,7 +154,7 @@ SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice
         CUresult r = spill_driver()->symbol(dev);                                                                          \
         if (r == CUDA_SUCCESS &&                                                                                           \
             spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active)                   \
-            context_gone(spill_primary_context(dev));                                                                                             \
+            context_gone(primary_context(dev));                                                                                             \
         return r;                                                                                                          \
     }
 RELEASE(cuDevicePrimaryCtxRelease)
@@ -165,7 +166,7 @@ RELEASE(cuDevicePrimaryCtxRelease_v2)
         SPILL_NEEDS(symbol);                          \
         CUresult r = spill_driver()->symbol(dev);     \
         if (r == CUDA_SUCCESS)                        \
-            context_gone(spill_primary_context(dev));                        \
+            context_gone(primary_context(dev));                        \
         return r;                                     \
     }
 RESET(cuDevicePrimaryCtxReset)

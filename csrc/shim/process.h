@@ -27,9 +27,6 @@ void spill_probe_run(int device, struct spill_probe_result *out);
 /* Write the statistics line and the summary (stats.c); called once, at exit. */
 void spill_stats_report(bool engine_started);
 
-/* Primary context of a device as the program retained it, or NULL (hook_lifecycle.c). */
-CUcontext spill_primary_context(int device);
-
 /* What the summary will say of `device`, its PCI address for one, is asked while the driver is still up; the first call
  * counts (stats.c). */
 void spill_stats_learn(int device);

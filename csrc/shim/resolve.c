@@ -96,11 +96,6 @@ void *spill_real_symbol(enum spill_lib lib, const char *symbol)
     return object ? spill_elf_symbol(object, symbol) : NULL;
 }
 
-bool spill_real_loaded(enum spill_lib lib)
-{
-    return loaded(lib) != NULL;
-}
-
 const char *spill_real_path(enum spill_lib lib)
 {
     struct link_map *object = loaded(lib);

@@ -20,9 +20,6 @@ enum spill_lib { SPILL_LIB_CUDA, SPILL_LIB_NVML, SPILL_LIB_COUNT };
  * keep the address. */
 void *spill_real_symbol(enum spill_lib lib, const char *symbol);
 
-/* Whether the real library is loaded now (by the program or by us). Loads nothing. */
-bool spill_real_loaded(enum spill_lib lib);
-
 /* Path of the loaded real library, or NULL. Loads nothing. */
 const char *spill_real_path(enum spill_lib lib);
 
@@ -67,12 +64,9 @@ const char *spill_path_name(enum spill_path path);
 /* Note that the object holding `caller` was given `hook`. */
 void spill_path_handed(const struct spill_hook *hook, enum spill_path path, const void *caller);
 
-/* How the caller of a hook got it: the path by which its object was handed the hook; else "link" where the object was
- * linked against the symbol; else the path by which the hook was last handed to anybody (ctypes looks up in one object and
- * calls from another); else "unknown". `*module` (may be NULL) gets the object's file name, valid until the process ends. */
-const char *spill_path_of(const void *return_address, const char *symbol, const char **module);
-
-/* Count one call of `symbol` under its {module, path}. For allocations only: it costs about a microsecond. */
+/* Count one call of `symbol` under its {module, path}. The path: by which the caller's object was handed the hook; else "link"
+ * where that object was linked against the symbol; else by which the hook was last handed to anybody (ctypes looks up in one
+ * object and calls from another); else "unknown". For allocations only: it costs about a microsecond. */
 void spill_path_count(const void *return_address, const char *symbol);
 
 struct spill_path_entry {

@@ -115,16 +115,6 @@ static enum spill_path path_of(const void *return_address, const struct spill_ho
     return path != SPILL_PATH_UNKNOWN ? path : atomic_load_explicit(&handed_last[index], memory_order_relaxed);
 }
 
-const char *spill_path_of(const void *return_address, const char *symbol, const char **module)
-{
-    const struct spill_hook *hook = spill_hook_of_symbol(symbol);
-    struct module *m = NULL;
-    enum spill_path path = hook ? path_of(return_address, hook, &m) : SPILL_PATH_UNKNOWN;
-    if (module)
-        *module = m ? m->name : "?";
-    return spill_path_name(path);
-}
-
 static struct count *search_count(const struct module *m, const struct spill_hook *hook, enum spill_path path)
 {
     unsigned used = atomic_load_explicit(&counts_used, memory_order_acquire);

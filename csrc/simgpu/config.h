@@ -6,6 +6,7 @@
 #define SIM_CONFIG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { SIM_HOST_VMM_NUMA, SIM_HOST_VMM_HOST, SIM_HOST_VMM_NONE, SIM_HOST_VMM_CRASH };
@@ -27,6 +28,12 @@ struct sim_config {
 
 /* The settings; parsed at the first call. Never NULL. */
 const struct sim_config *sim_config(void);
+
+/* Append a line of n bytes to a log file (stub_log.c). */
+void sim_append(const char *path, const char *line, size_t n);
+
+/* A stub was called: it is named on stderr and in SIMGPU_STUB_LOG, once (stub_log.c). `library`: "driver" or "NVML". */
+void sim_stub_reached(const char *name, const char *library);
 
 /* One line on stderr, "simgpu: ...", as a single write(2). */
 void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));

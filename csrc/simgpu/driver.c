@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #include "state.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -32,16 +31,6 @@ __attribute__((destructor)) static void leave(void)
     }
 }
 
-static void append(const char *path, const char *line, size_t len)
-{
-    int f = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (f < 0)
-        return;
-    ssize_t n = write(f, line, len);
-    (void)n; /* a log that cannot be written is no reason to fail a call */
-    close(f);
-}
-
 void sim_trace(const char *entry)
 {
     const struct sim_config *c = sim_config();
@@ -50,30 +39,13 @@ void sim_trace(const char *entry)
     char line[160];
     int n = snprintf(line, sizeof line, "%d %ld %s\n", (int)getpid(), (long)syscall(SYS_gettid), entry);
     if (n > 0 && (size_t)n < sizeof line)
-        append(c->trace, line, (size_t)n);
+        sim_append(c->trace, line, (size_t)n);
 }
 
 CUresult sim_stub(const char *name)
 {
-    /* Once for each name: programs poll. Names are literals of the generated file, so the pointer identifies them. */
-    static const char *seen[1024];
-    static unsigned count;
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     sim_trace(name);
-    bool fresh = true;
-    pthread_mutex_lock(&lock);
-    for (unsigned i = 0; i < count; i++)
-        fresh &= seen[i] != name;
-    if (fresh && count < sizeof seen / sizeof *seen)
-        seen[count++] = name;
-    pthread_mutex_unlock(&lock);
-    if (fresh) {
-        char line[128];
-        int n = snprintf(line, sizeof line, "%s\n", name);
-        sim_complain("%s is not implemented by the simulated driver", name);
-        if (sim_config()->stub_log[0] && n > 0)
-            append(sim_config()->stub_log, line, (size_t)n);
-    }
+    sim_stub_reached(name, "driver");
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 

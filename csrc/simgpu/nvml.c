@@ -23,24 +23,7 @@ static const char serial[SIM_MAX_DEVICES]; /* device handles are addresses in he
 nvmlReturn_t sim_nvml_stub(const char *name);
 nvmlReturn_t sim_nvml_stub(const char *name)
 {
-    static const char *seen[512];
-    static unsigned count;
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    bool fresh = true;
-    pthread_mutex_lock(&lock);
-    for (unsigned i = 0; i < count; i++)
-        fresh &= seen[i] != name;
-    if (fresh && count < sizeof seen / sizeof *seen)
-        seen[count++] = name;
-    pthread_mutex_unlock(&lock);
-    if (fresh) {
-        sim_complain("%s is not implemented by the simulated NVML", name);
-        FILE *f = sim_config()->stub_log[0] ? fopen(sim_config()->stub_log, "ae") : NULL;
-        if (f) {
-            fprintf(f, "%s\n", name);
-            fclose(f);
-        }
-    }
+    sim_stub_reached(name, "NVML");
     return NVML_ERROR_NOT_SUPPORTED;
 }
 
