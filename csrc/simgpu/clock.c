@@ -52,5 +52,5 @@ void sim_account_end(struct sim_account *a)
 {
     uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]), ram = sim_cost_ns(true, a->bytes[SIM_IN_RAM]);
     counting = NULL;
-    sim_charge_ns(!sim_config()->overlap ? vram + ram : vram > ram ? vram : ram);
+    sim_charge_ns(sim_config()->overlap == SIM_OVERLAP_NO ? vram + ram : vram > ram ? vram : ram);
 }

@@ -4,6 +4,8 @@
  */
 #include "config.h"
 
+#include "doubt.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -142,6 +144,11 @@ static void parse(void)
 #undef SIM_CHOICE
 #undef SIM_TEXT
     check_name();
+    config.bad |= !sim_doubt_parse(config.doubt);
+    if (config.mixed_copy == SIM_MIXED_AUTO)
+        config.mixed_copy = sim_doubt(SIM_DOUBT_OVER_TIERS) ? SIM_MIXED_ALLOW : SIM_MIXED_REFUSE;
+    if (config.overlap == SIM_OVERLAP_AUTO)
+        config.overlap = sim_doubt(SIM_DOUBT_OVERLAP) ? SIM_OVERLAP_NO : SIM_OVERLAP_YES;
     warn_unknown();
 }
 

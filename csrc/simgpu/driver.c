@@ -4,6 +4,7 @@
  * Rules: the process state is one of: not initialised, ready, forked (CUDA is unusable in a child), leaving (exit).
  */
 #define _GNU_SOURCE
+#include "doubt.h"
 #include "state.h"
 
 #include <stdio.h>
@@ -77,6 +78,7 @@ SIM_API CUresult cuInit(unsigned int Flags)
             r = CUDA_ERROR_OPERATING_SYSTEM;
         } else {
             pthread_atfork(NULL, NULL, in_child);
+            sim_doubt_say();
             atomic_store(&state, READY);
         }
     }
