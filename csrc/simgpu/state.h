@@ -32,6 +32,11 @@ void sim_object_drop(enum sim_kind kind, uint64_t key);              /* [locked]
 void sim_object_each(enum sim_kind kind, void (*visit)(void *object, void *arg), void *arg); /* [locked] */
 uint64_t sim_unique(void); /* a number never given before in this process */
 
+/* ---- host time (hosttime.c), simulated nanoseconds of the calling thread */
+uint64_t sim_host_now(void);
+void sim_host_spend(uint64_t ns); /* this call costs so much */
+void sim_host_reach(uint64_t ns); /* it is at least as late as that: something of that time was waited for or met */
+
 /* ---- tasks (sched.c) */
 struct sim_work { /* an operation shared by tasks and graph nodes; op.drop is called when the last holder lets go */
     atomic_int refs;
