@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a test of this folder says besides driver calls: which beliefs it decides, what it saw, what it needs.
+
+    @belief("vmm.unmap_no_drain")       it decides this row of csrc/simgpu/BELIEFS.md, in each of its branches
+    @own_process                        it runs in a process of its own: it breaks the context, or needs one without cuInit
+    saw("vmm.unmap_no_drain", 0, "returned while the work was queued")
+
+A branch is a number of csrc/simgpu/doubt.def (0: as BELIEFS.md says), None something else that the documentation allows or
+that it does not. Rule: assertions hold on every permissible driver; which branch it is, is reported, not asserted.
+"""
+
+import pytest
+
+belief = pytest.mark.belief
+own_process = pytest.mark.own_process
+
+observations = []  # of the running test: (belief, branch or None, text)
+
+
+def saw(name, branch, text):
+    """Report what the driver does about a belief that the test is marked with."""
+    observations.append((name, branch, str(text)))
+
+
+def pick(name, seen, *branches):
+    """Report the branch whose entry equals what was seen: pick("id", result, OK, INVALID) is branch 0 for OK. Returns it."""
+    branch = next((index for index, entry in enumerate(branches) if seen == entry), None)
+    saw(name, branch, f"{seen!r} (as believed: {branches[0]!r})")
+    return branch
+
+
+def lacks(reason):
+    """Skip: the device or the driver lacks something that no driver must have."""
+    pytest.skip(reason)

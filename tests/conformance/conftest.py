@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance suite: what spillshim needs of a CUDA driver, asked of the simulated one or of a real one.
+
+    python -m pytest tests/conformance                      on simgpu
+    python -m pytest tests/conformance --device real        on this machine's GPU; --observations FILE writes down what was seen
+    SIMGPU_DOUBT=7 python -m pytest tests/conformance       on simgpu with its unconfirmed beliefs drawn otherwise
+    python -m pytest tests/conformance --shim               on simgpu through libspillshim.so
+
+Each test here is a body for a worker (worker.py), without fixtures. On simgpu every test that is marked with a belief also runs
+once for each other branch of it (csrc/simgpu/doubt.def), and has to report the branch that is in force: a test that cannot see its
+belief fall is worthless. Real drivers may take any branch; only what no permissible driver does is a failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KERNELS = HERE.parent / "gpu"  # facts.ptx, params.ptx and the sources of both
+DOUBTS = ROOT / "csrc" / "simgpu" / "doubt.def"
+SIM = {"SIMGPU_VRAM": "4G", "SIMGPU_RAM": "4G"}
+VRAM_NEEDED = 2 << 30  # bytes free; the tests take at most half of it
+
+sys.path.insert(0, str(HERE))
+
+from worker import Outcome, Worker  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--device", choices=("sim", "real"), default="sim", help="the driver that is asked: simgpu, or this machine's")
+    group.addoption("--observations", type=Path, metavar="FILE", help="write what was seen of each belief as JSON")
+    group.addoption("--shim", action="store_true", help="with libspillshim.so preloaded (simgpu only)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in ("belief(id, ...): decides these rows of csrc/simgpu/BELIEFS.md", "own_process: runs in a process of its own",
+                 "shim_differs(reason): libspillshim.so answers otherwise, on purpose"):  # fmt: skip
+        config.addinivalue_line("markers", line)
+    if config.getoption("shim", False):
+        preload(config)
+    config.stash[SUITE] = Suite(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SUITE in config.stash:
+        config.stash[SUITE].close()
+
+
+def preload(config: pytest.Config) -> None:
+    """Start anew with the shim preloaded, unless it is: the workers are forked from this process."""
+    if config.getoption("device", "sim") == "real":
+        raise pytest.UsageError("--shim is for simgpu")
+    if "libspillshim" in Path("/proc/self/maps").read_text():
+        return
+    from spillshim import native
+
+    built = os.environ.get("SPILLSHIM_TEST_NATIVE")
+    library = Path(built).resolve() / "libspillshim.so" if built else native.library()
+    env = dict(os.environ, LD_PRELOAD=str(native.loader_safe(library)))
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
+
+
+def branches() -> dict[str, int]:
+    """Belief id: how many ways simgpu can hold it."""
+    rows = re.findall(r'^SIM_DOUBT\(\w+,\s*"([\w.]+)",\s*(\d+),', DOUBTS.read_text(), re.MULTILINE)
+    return {name: int(count) for name, count in rows}
+
+
+class Suite:
+    """One run: the driver, the shared worker, what was seen."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.real = config.getoption("device", "sim") == "real"
+        self.shim = config.getoption("shim", False)
+        self.observations: Path | None = config.getoption("observations", None)
+        self.doubt = "" if self.real else os.environ.get("SIMGPU_DOUBT", "")
+        self.sim: Path | None = None  # the folder of simgpu's libcuda.so.1
+        self.worker: Worker | None = None
+        self.bodies: dict = {}
+        self.seen: dict[str, list[tuple[int | None, str, str]]] = {}  # belief: (branch, text, test)
+        self.failed: dict[str, str] = {}  # belief: the test that ended without an answer
+        self.started = 0
+
+    @functools.cached_property
+    def library(self) -> Path | None:
+        return None if self.real else self.sim / "libcuda.so.1"
+
+    @functools.cached_property
+    def env(self) -> dict[str, str]:
+        env = {"CONFORMANCE_DEVICE": "real" if self.real else "sim", "CONFORMANCE_KERNELS": str(KERNELS), "PYTHONPATH": str(HERE)}
+        if not self.real:
+            from nvcc import Builder
+
+            builder = Builder(self.config.cache.mkdir("cuda_programs"))
+            companions = [builder.companion(KERNELS / f"{name}.cu", f"{name}.simk.so", "c") for name in ("facts", "params")]
+            env.update(SIM, LD_LIBRARY_PATH=str(self.sim), SIMGPU_KERNELS=":".join(map(str, companions)))
+        return env
+
+    def start(self, doubt: str, shared: bool) -> Worker:
+        self.started += 1
+        env = dict(self.env, SIMGPU_NAME=f"conformance-{os.getpid()}-{self.started}", SIMGPU_DOUBT=doubt)
+        return Worker(self.bodies, env, self.library, shared)
+
+    def run(self, name: str, doubt: str, own_process: bool) -> Outcome:
+        if own_process or doubt != self.doubt:
+            worker = self.start(doubt, shared=not own_process)
+            outcome = worker.ask(name)
+            worker.end()
+            return outcome
+        self.worker = self.worker or self.start(doubt, shared=True)
+        outcome = self.worker.ask(name)
+        if outcome.broken:
+            self.worker.end()
+            self.worker = None
+        return outcome
+
+    @functools.cache  # noqa: B019 (one object a run)
+    def drawn(self, doubt: str) -> dict[str, int]:
+        """The branches in force, as simgpu itself says them."""
+        if not doubt:
+            return {}
+        code = f"import ctypes; raise SystemExit(ctypes.CDLL({str(self.library)!r}).cuInit(0))"
+        env = dict(os.environ, **self.env, SIMGPU_DOUBT=doubt, SIMGPU_NAME=f"conformance-{os.getpid()}-drawn")
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return {name: int(branch) for name, branch in re.findall(r" ([a-z]+\.\w+)=(\d)", ran.stderr)}
+
+    def close(self) -> None:
+        if self.worker:
+            self.worker.end()
+            self.worker = None
+        for left in Path("/dev/shm").glob(f"simgpu-{os.getuid()}-conformance-{os.getpid()}-*"):
+            left.unlink(missing_ok=True)  # a process that ended by _exit or a signal cannot
+
+
+SUITE = pytest.StashKey[Suite]()
+
+
+# --- collection ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def doubt(request: pytest.FixtureRequest) -> str:
+    """Which beliefs simgpu holds otherwise while this test runs."""
+    suite = request.config.stash[SUITE]
+    if not suite.real and not suite.sim:
+        from spillshim import native
+
+        suite.sim = native.loader_safe(request.getfixturevalue("sim_dir"))
+    return getattr(request, "param", suite.doubt)
+
+
+def beliefs_of(definition: pytest.Function) -> list[str]:
+    return [name for mark in definition.iter_markers("belief") for name in mark.args]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    suite = metafunc.config.stash[SUITE]
+    if suite.real or suite.doubt or suite.shim:
+        return
+    known = branches()
+    others = [f"{name}={n}" for name in beliefs_of(metafunc.definition) for n in range(1, known.get(name, 1))]
+    if others:
+        metafunc.parametrize("doubt", ["", *others], ids=["believed", *others], indirect=True)
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    suite = pyfuncitem.config.stash[SUITE]
+    if not suite.bodies:
+        for item in pyfuncitem.session.items:
+            if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
+                params = {k: v for k, v in getattr(item, "callspec", NO_PARAMS).params.items() if k != "doubt"}
+                suite.bodies[item.nodeid] = functools.partial(item.obj, **params)
+    doubt = pyfuncitem.funcargs["doubt"]
+    outcome = suite.run(pyfuncitem.nodeid, doubt, pyfuncitem.get_closest_marker("own_process") is not None)
+    beliefs = beliefs_of(pyfuncitem)
+    for name, branch, text in outcome.saw:
+        if name in beliefs:
+            suite.seen.setdefault(name, []).append((branch, text, pyfuncitem.name))
+    if outcome.skipped is not None or outcome.failed:
+        for name in beliefs:
+            suite.failed[name] = f"{pyfuncitem.name} {'failed' if outcome.failed else f'was skipped: {outcome.skipped}'}"
+    if outcome.skipped is not None:
+        pytest.skip(outcome.skipped)
+    if outcome.failed:
+        pytest.fail(outcome.failed, pytrace=False)
+    check_report(suite, doubt, beliefs, outcome.saw)
+    return True
+
+
+class NO_PARAMS:
+    params: dict = {}
+
+
+def check_report(suite: Suite, doubt: str, beliefs: list[str], saw: list[tuple[str, int | None, str]]) -> None:
+    """A passed test has said what it saw of each of its beliefs; on simgpu that is the branch in force."""
+    stray = {name for name, _, _ in saw} - set(beliefs)
+    silent = set(beliefs) - {name for name, _, _ in saw}
+    assert not stray and not silent, f"reported without being marked: {sorted(stray)}; marked and not reported: {sorted(silent)}"
+    if suite.real:
+        return
+    in_force = suite.drawn(doubt)
+    for name, branch, text in saw:
+        expected = in_force.get(name, 0)
+        assert branch == expected, f"{name}: branch {expected} is in force, the test saw {'something else' if branch is None else branch}: {text}"
+
+
+# --- what was seen ------------------------------------------------------------------------------------------------
+
+
+def verdicts(suite: Suite) -> dict[str, dict]:
+    """Belief: confirmed, corrected (any test that saw another branch) or unanswered, with what was seen."""
+    made = {}
+    for name in sorted({*suite.seen, *suite.failed}):
+        seen = suite.seen.get(name, [])
+        verdict = "corrected" if any(branch != 0 for branch, _, _ in seen) else "unanswered" if name in suite.failed or not seen else "confirmed"
+        why = [suite.failed[name]] if name in suite.failed else []
+        made[name] = {"verdict": verdict, "seen": [f"{test}: {text}" for _, text, test in seen] + why}
+    return made
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    suite = session.config.stash[SUITE]
+    if suite.observations:
+        suite.observations.write_text(json.dumps({"device": "real" if suite.real else "sim", "beliefs": verdicts(suite)}, indent=1) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    suite = config.stash[SUITE]
+    if not suite.real:
+        return
+    found = verdicts(suite)
+    count = {word: sum(v["verdict"] == word for v in found.values()) for word in ("confirmed", "corrected", "unanswered")}
+    terminalreporter.write_sep("=", "beliefs")
+    for name, verdict in found.items():
+        if verdict["verdict"] != "confirmed":
+            terminalreporter.write_line(f"{verdict['verdict']:<10} {name}: {'; '.join(verdict['seen'])}")
+    terminalreporter.write_line(", ".join(f"{n} {word}" for word, n in count.items()))
