@@ -9,6 +9,9 @@ A branch is a number of csrc/simgpu/doubt.def (0: as BELIEFS.md says), None some
 that it does not. Rule: assertions hold on every permissible driver; which branch it is, is reported, not asserted.
 """
 
+import os
+
+import cudaclient
 import pytest
 
 belief = pytest.mark.belief
@@ -32,3 +35,25 @@ def pick(name, seen, *branches):
 def lacks(reason):
     """Skip: the device or the driver lacks something that no driver must have."""
     pytest.skip(reason)
+
+
+def real():
+    """Whether a real driver is asked: some things are not asked of a card that others share."""
+    return os.environ.get("CONFORMANCE_DEVICE") == "real"
+
+
+def ram():
+    """The host location for cuMemCreate; skips where there is none."""
+    kind = cudaclient.host_kind()
+    if kind is None:
+        lacks("cuMemCreate has no host location here")
+    return kind
+
+
+def entry(name):
+    """Skips where the driver is too old to have it."""
+    try:
+        getattr(cudaclient.cu, name)
+    except AttributeError:
+        lacks(f"the driver has no {name}")
+    return name

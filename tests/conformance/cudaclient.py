@@ -36,13 +36,14 @@ ANY = None  # as `want`: whatever the result is, it is looked at afterwards
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 GRANULE = 2 * MIB
 OK, INVALID, OOM, NOT_INITIALIZED, DEINITIALIZED = 0, 1, 2, 3, 4
-INVALID_CONTEXT, INVALID_HANDLE, NOT_FOUND, NOT_READY = 201, 400, 500, 600
-ILLEGAL_ADDRESS, NOT_SUPPORTED, UPDATE_FAILURE = 700, 801, 910
+INVALID_DEVICE, INVALID_IMAGE, INVALID_CONTEXT, INVALID_HANDLE, NOT_FOUND, NOT_READY = 101, 200, 201, 400, 500, 600
+ILLEGAL_ADDRESS, NOT_PERMITTED, NOT_SUPPORTED, UPDATE_FAILURE = 700, 800, 801, 910
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_UNJOINED, CAPTURE_ISOLATION = 900, 901, 904, 905
 CAPTURE_IMPLICIT, CAPTURED_EVENT, CAPTURE_WRONG_THREAD = 906, 907, 908
 DEVICE, HOST, HOST_NUMA, HOST_NUMA_CURRENT = 1, 2, 3, 4
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
 READ, READWRITE = 1, 3
+HOST_NUMA_ID, HOST_NUMA_VMM, HOST_VMM = 134, 141, 145  # device attributes
 NON_BLOCKING = 1
 
 
@@ -113,6 +114,20 @@ def free(pointer, want=OK):
     return call("cuMemFree_v2", pointer, want=want)
 
 
+def attribute(number, device=0):
+    """A device attribute, -1 where the driver does not know it."""
+    value = C.c_int(-1)
+    known = call("cuDeviceGetAttribute", C.byref(value), C.c_int(number), C.c_int(device), want=(OK, INVALID)) == OK
+    return value.value if known else -1
+
+
+def version():
+    """1000 * major + 10 * minor of the driver."""
+    value = C.c_int()
+    call("cuDriverGetVersion", C.byref(value))
+    return value.value
+
+
 def used():
     """Bytes of VRAM in use, all processes."""
     available, total = C.c_size_t(), C.c_size_t()
@@ -136,7 +151,9 @@ def prop(kind=DEVICE, ident=0, handle_types=0):
     return Prop(1, handle_types, Location(kind, ident))
 
 
-def create(size, kind=DEVICE, ident=0, handle_types=0, want=OK):
+def create(size, kind=DEVICE, ident=None, handle_types=0, want=OK):
+    if ident is None:
+        ident = max(0, attribute(HOST_NUMA_ID)) if kind == HOST_NUMA else 0
     handle = C.c_uint64()
     call("cuMemCreate", C.byref(handle), size, C.byref(prop(kind, ident, handle_types)), 0, want=want)
     return handle.value
@@ -146,6 +163,14 @@ def reserve(size, want=OK):
     pointer = C.c_uint64()
     call("cuMemAddressReserve", C.byref(pointer), size, 0, 0, 0, want=want)
     return pointer.value
+
+
+def unmap(pointer, size, want=OK):
+    return call("cuMemUnmap", pointer, size, want=want)
+
+
+def release(handle, want=OK):
+    return call("cuMemRelease", handle, want=want)
 
 
 def map_at(pointer, size, handle, offset=0, want=OK):
@@ -200,3 +225,130 @@ class Gate:
 
     def open(self):
         self._event.set()
+
+
+# --- waiting ------------------------------------------------------------------------------------------------------
+
+
+def _asleep(thread):
+    try:
+        with open(f"/proc/self/task/{thread.native_id}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "S"
+    except OSError:
+        return False
+
+
+def waits(work, gate):
+    """Whether work(), in a thread of its own, returns only after the closed gate was opened; opens it. Returns
+    (waited, what work returned).
+
+    A thread that has slept for 100 ms on end waits, one that is merely slow runs or is runnable; a driver that waits by
+    spinning is given a second.
+    """
+    context, out = C.c_void_p(), []
+    call("cuCtxGetCurrent", C.byref(context))
+
+    def run():
+        try:
+            call("cuCtxSetCurrent", context)
+            out.append(work())
+        except BaseException as error:
+            out.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    asleep, until = 0, time.monotonic() + 1
+    while thread.is_alive() and asleep < 20 and time.monotonic() < until:
+        time.sleep(0.005)
+        asleep = asleep + 1 if _asleep(thread) else 0
+    waited = thread.is_alive()
+    gate.open()
+    thread.join(30)
+    assert out, "it did not even return after the gate was opened"
+    if isinstance(out[0], BaseException):
+        raise out[0]
+    return waited, out[0]
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------
+
+_modules = {}  # (context, file): kept while the context lives
+
+
+def kernel(name, file="facts"):
+    """A kernel of tests/gpu/facts.cu or params.cu: the driver compiles the text, simgpu finds its companion."""
+    context, module, function = C.c_void_p(), C.c_void_p(), C.c_void_p()
+    call("cuCtxGetCurrent", C.byref(context))
+    if (context.value, file) not in _modules:
+        with open(os.path.join(os.environ["CONFORMANCE_KERNELS"], f"{file}.ptx"), "rb") as text:
+            assert cu.cuModuleLoadData(C.byref(module), text.read() + b"\0") == OK, f"{file}.ptx cannot be loaded"
+        _modules[context.value, file] = module
+    call("cuModuleGetFunction", C.byref(function), _modules[context.value, file], name.encode())
+    return function
+
+
+def pointers(*values):
+    """kernelParams for ctypes values (an int is 64 bits); what it returns keeps them alive."""
+    made = [_convert(value) for value in values]
+    array = (C.c_void_p * max(1, len(made)))(*map(C.addressof, made))
+    array.values = made
+    return array
+
+
+def launch(function, *values, grid=4, block=64, stream=None, shared=0, want=OK):
+    shape = [C.c_uint(n) for n in (grid, 1, 1, block, 1, 1, shared)]
+    return call("cuLaunchKernel", function, *shape, stream, pointers(*values), None, want=want)
+
+
+def scatter(pointer, size, seed, stream=None):
+    """A kernel writes a pattern that says for each word where it belongs."""
+    launch(kernel("xp_fill"), pointer, size // 8, seed, stream=stream)
+
+
+def scattered(pointer, size, seed, add=0):
+    """Whether a kernel finds that pattern, each word `add` higher; waits for the device before and after."""
+    call("cuCtxSynchronize")
+    result = alloc(16)
+    write(result, bytes(8) + b"\xff" * 8)
+    launch(kernel("xp_check"), pointer, size // 8, seed, add, result, result + 8)
+    call("cuCtxSynchronize")
+    bad = int.from_bytes(read(result, 8), "little")
+    free(result)
+    return bad == 0
+
+
+def pinned(size, flags=0):
+    """Page-locked host memory; its address."""
+    pointer = C.c_void_p()
+    call("cuMemHostAlloc", C.byref(pointer), size, flags)
+    return pointer.value
+
+
+class Spin:
+    """A kernel that is busy on words of `touch` until open(), or for a while at most."""
+
+    CLOCKS = 20_000_000_000
+
+    def __init__(self, touch, size, stream):
+        self._control = (C.c_uint64 * 4).from_address(pinned(32))
+        self._control[:] = [0] * 4
+        gates.append(self)
+        launch(kernel("xp_spin"), C.addressof(self._control), self.CLOCKS, touch, size // 8, grid=1, block=1, stream=stream)
+        until = time.monotonic() + 20
+        while not self._control[1]:
+            assert time.monotonic() < until, "the kernel does not start"
+            time.sleep(0.001)
+
+    def open(self):
+        self._control[0] = 1
+
+
+def host_kind():
+    """The host location that cuMemCreate takes here: HOST_NUMA, HOST, or None."""
+    for kind in (HOST_NUMA, HOST):
+        handle = C.c_uint64()
+        ident = max(0, attribute(HOST_NUMA_ID)) if kind == HOST_NUMA else 0
+        if call("cuMemCreate", C.byref(handle), GRANULE, C.byref(prop(kind, ident)), 0, want=ANY) == OK:
+            release(handle.value)
+            return kind
+    return None
