@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Initialisation, versions, errors, tracing: what every other entry stands on.
+/* Initialisation, versions, errors: what every other entry stands on.
  * Called by applications (cu* entries) and through SIM_ENTRY by every other file.
  * Rules: the process state is one of: not initialised, ready, forked (CUDA is unusable in a child), leaving (exit).
  */
 #define _GNU_SOURCE
 #include "doubt.h"
+#include "faults.h"
 #include "state.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -32,20 +31,8 @@ __attribute__((destructor)) static void leave(void)
     }
 }
 
-void sim_trace(const char *entry)
-{
-    const struct sim_config *c = sim_config();
-    if (!c->trace[0])
-        return;
-    char line[160];
-    int n = snprintf(line, sizeof line, "%d %ld %s\n", (int)getpid(), (long)syscall(SYS_gettid), entry);
-    if (n > 0 && (size_t)n < sizeof line)
-        sim_append(c->trace, line, (size_t)n);
-}
-
 CUresult sim_stub(const char *name)
 {
-    sim_trace(name);
     sim_stub_reached(name, "driver");
     return CUDA_ERROR_NOT_SUPPORTED;
 }
@@ -61,7 +48,6 @@ CUresult sim_ready(void)
 
 SIM_API CUresult cuInit(unsigned int Flags)
 {
-    sim_trace(__func__);
     int now = atomic_load(&state);
     if (now == READY && Flags == 0)
         return CUDA_SUCCESS;
@@ -69,7 +55,7 @@ SIM_API CUresult cuInit(unsigned int Flags)
         return CUDA_ERROR_NOT_INITIALIZED;
     if (now == LEAVING)
         return CUDA_ERROR_DEINITIALIZED;
-    if (Flags != 0 || sim_config()->bad)
+    if (Flags != 0 || sim_config()->bad || !sim_faults_ok())
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = CUDA_SUCCESS;
     pthread_mutex_lock(&init_lock);
@@ -88,7 +74,6 @@ SIM_API CUresult cuInit(unsigned int Flags)
 
 SIM_API CUresult cuDriverGetVersion(int *driverVersion)
 {
-    sim_trace(__func__);
     if (!driverVersion)
         return CUDA_ERROR_INVALID_VALUE;
     *driverVersion = sim_config()->driver;
@@ -112,9 +97,32 @@ static const struct error *error_of(CUresult code)
     return NULL;
 }
 
+#define PREFIX "CUDA_ERROR_"
+
+const char *sim_error_word(CUresult r, char room[16])
+{
+    const struct error *e = error_of(r);
+    if (e)
+        return strncmp(e->name, PREFIX, strlen(PREFIX)) ? e->name : e->name + strlen(PREFIX);
+    snprintf(room, 16, "%d", (int)r);
+    return room;
+}
+
+CUresult sim_error_named(const char *word, size_t n)
+{
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        char room[16];
+        const char *names[] = {errors[i].name, sim_error_word(errors[i].code, room), room};
+        snprintf(room, sizeof room, "%d", (int)errors[i].code);
+        for (size_t k = 0; k < 3; k++)
+            if (strlen(names[k]) == n && !memcmp(names[k], word, n))
+                return errors[i].code;
+    }
+    return CUDA_SUCCESS;
+}
+
 SIM_API CUresult cuGetErrorName(CUresult error, const char **pStr)
 {
-    sim_trace(__func__);
     const struct error *e = error_of(error);
     if (pStr)
         *pStr = e ? e->name : NULL;
@@ -123,7 +131,6 @@ SIM_API CUresult cuGetErrorName(CUresult error, const char **pStr)
 
 SIM_API CUresult cuGetErrorString(CUresult error, const char **pStr)
 {
-    sim_trace(__func__);
     const struct error *e = error_of(error);
     if (pStr)
         *pStr = e ? e->text : NULL;
@@ -133,7 +140,6 @@ SIM_API CUresult cuGetErrorString(CUresult error, const char **pStr)
 /* The private tables of NVIDIA's runtime are not imitated; programs that need them must see that at once. */
 SIM_API CUresult cuGetExportTable(const void **ppExportTable, const CUuuid *pExportTableId)
 {
-    sim_trace(__func__);
     if (!ppExportTable || !pExportTableId)
         return CUDA_ERROR_INVALID_VALUE;
     *ppExportTable = NULL;

@@ -73,7 +73,6 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
 SIM_API CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
                                      CUdriverProcAddressQueryResult *symbolStatus)
 {
-    sim_trace(__func__);
     CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     CUresult r = look_up(symbol, pfn, cudaVersion, flags, &status);
     if (symbolStatus)
@@ -83,7 +82,6 @@ SIM_API CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVer
 
 SIM_API CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags)
 {
-    sim_trace(__func__);
     CUdriverProcAddressQueryResult status;
     CUresult r = look_up(symbol, pfn, cudaVersion, flags, &status);
     return r ? r : *pfn ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND; /* the old ABI has no status */

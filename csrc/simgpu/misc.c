@@ -185,14 +185,12 @@ HINT_ENTRIES(_ptsz, true)
 
 /* ---- profiler marks and log callbacks: nobody listens, nothing is logged */
 
-SIM_API CUresult cuProfilerStart(void);
 SIM_API CUresult cuProfilerStart(void)
 {
     SIM_ENTRY();
     return CUDA_SUCCESS;
 }
 
-SIM_API CUresult cuProfilerStop(void);
 SIM_API CUresult cuProfilerStop(void)
 {
     SIM_ENTRY();
@@ -202,7 +200,7 @@ SIM_API CUresult cuProfilerStop(void)
 SIM_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData, CUlogsCallbackHandle *callback_out)
 {
     (void)userData;
-    sim_trace(__func__); /* runtimes call it before cuInit */
+    /* No SIM_ENTRY: runtimes call it before cuInit. */
     if (!callbackFunc)
         return CUDA_ERROR_INVALID_VALUE;
     if (callback_out)
@@ -212,7 +210,6 @@ SIM_API CUresult cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userD
 
 SIM_API CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle callback)
 {
-    sim_trace(__func__);
     return callback ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 

@@ -6,6 +6,7 @@
  * Time is simulated: a task starts at the latest end of what it waited for and lasts what its operation charged.
  */
 #define _GNU_SOURCE
+#include "faults.h"
 #include "state.h"
 
 #include <signal.h>
@@ -27,7 +28,7 @@ struct sim_work *sim_work_new(struct sim_op op)
         return NULL;
     }
     atomic_init(&w->refs, 1);
-    w->op = op;
+    w->op = sim_watched() ? sim_fault_op(op) : op;
     return w;
 }
 
