@@ -34,6 +34,12 @@ def _number(text: str) -> str:
     return text
 
 
+def _count(text: str) -> str:
+    if not text.isascii() or not text.isdigit() or int(text) > 10**9:
+        raise ValueError(f"{text!r} is not a whole number up to 10^9")
+    return text
+
+
 def _flag(text: str) -> str:
     if text not in ("0", "1"):
         raise ValueError(f"{text!r}: expected 0 or 1")
@@ -80,6 +86,8 @@ KEYS: Mapping[str, Key] = {
     "link": Key(_rate, DEFAULT_LINK, "bytes per second between host and device"),
     "hbm": Key(_rate, DEFAULT_HBM, "bytes per second of device memory"),
     "overlap": Key(_word("no", "yes"), "yes", "a kernel draws on VRAM and on the link at the same time"),
+    "launch": Key(_count, "2500", "nanoseconds of host time that queueing work costs"),
+    "clock": Key(_word("simulated", "real"), "simulated", "real: work and calls last as long as the simulated clock says"),
     "name": Key(_name, "", "machine id; runs with the same name share its memory (without one: a machine of this run alone)"),
     "driver": Key(_number, "13000", "what cuDriverGetVersion answers"),
     "host_vmm": Key(_word("numa", "host", "none", "crash"), "numa", "which host location cuMemCreate accepts"),

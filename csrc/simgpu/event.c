@@ -99,9 +99,7 @@ static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
     CUresult r = sim_current(&ctx);
     if (r)
         return r;
-    if (flags == CU_EVENT_RECORD_EXTERNAL)
-        return CUDA_ERROR_NOT_SUPPORTED;
-    if (flags)
+    if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL)
         return CUDA_ERROR_INVALID_VALUE;
     struct sim_task *fresh = NULL;
     sim_take();
@@ -109,6 +107,8 @@ static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
     r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
     if (!r && e->ctx != s->ctx)
         r = CUDA_ERROR_INVALID_HANDLE;
+    if (!r && flags) /* outside of a capture it is invalid (cuda.h); inside it would become a node: not simulated */
+        r = s->capture ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     if (!r && s->capture) {
         r = record_captured(e, s);
     } else if (!r) {
@@ -191,16 +191,17 @@ static CUresult task_of(CUevent handle, struct sim_task **out)
 SIM_API CUresult cuEventQuery(CUevent hEvent)
 {
     SIM_ENTRY();
-    CUcontext ctx;
     struct sim_task *t = NULL;
     sim_take();
     CUresult r = task_of(hEvent, &t);
+    if (!r) /* a context that has failed says so first: what it had queued will never be done */
+        r = (CUresult)atomic_load(&event_of(hEvent)->ctx->sticky);
     sim_give();
     if (!r && t && !atomic_load(&t->done))
         r = CUDA_ERROR_NOT_READY;
+    if (!r && t)
+        sim_host_reach(t->end_ns);
     sim_task_drop(t);
-    if (!r && sim_current(&ctx) && sim_current(&ctx) != CUDA_ERROR_INVALID_CONTEXT)
-        r = sim_current(&ctx);
     return r;
 }
 
@@ -297,18 +298,19 @@ static CUresult wait(CUstream stream, bool pt, CUevent handle, unsigned flags)
     CUresult r = sim_current(&ctx);
     if (r)
         return r;
-    if (flags == CU_EVENT_WAIT_EXTERNAL)
-        return CUDA_ERROR_NOT_SUPPORTED;
-    if (flags)
+    if (flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL)
         return CUDA_ERROR_INVALID_VALUE;
     sim_take();
     CUevent e = event_of(handle);
     r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
+    if (!r && flags) /* as for recording */
+        r = s->capture ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     if (!r && (s->capture || (e->capture && sim_capture_by_id(e->capture)))) {
         r = wait_captured(s, e);
     } else if (!r && e->task && !e->capture) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
+        sim_host_reach(e->task->submit_ns); /* whoever recorded it did so before this call */
         if (!r)
             r = sim_submit(s, NULL, &e->task, 1, NULL);
     }

@@ -5,8 +5,14 @@
  * stream's newest submission, an event's recording, a finished task), in the manner of Lamport's clocks. So one thread's times
  * depend on its own calls alone, and of two threads those that one of them waited for come first.
  * Host work that is no CUDA call takes no time.
+ * SIMGPU_CLOCK=real: what is spent is really waited for too; the clock does not change by that.
  */
 #include "state.h"
+
+#include <errno.h>
+#include <time.h>
+
+#define SPIN_NS 100000u /* a sleep wakes up some 50 us late: the last of it is spun */
 
 static _Thread_local uint64_t now_ns;
 
@@ -24,4 +30,24 @@ void sim_host_reach(uint64_t ns)
 void sim_host_spend(uint64_t ns)
 {
     now_ns += ns;
+    if (ns && sim_config()->clock == SIM_CLOCK_REAL)
+        sim_real_until(sim_real_ns() + ns);
+}
+
+uint64_t sim_real_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void sim_real_until(uint64_t ns)
+{
+    if (sim_real_ns() + SPIN_NS < ns) {
+        struct timespec t = {(time_t)((ns - SPIN_NS) / 1000000000u), (long)((ns - SPIN_NS) % 1000000000u)};
+        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR) {
+        }
+    }
+    while (sim_real_ns() < ns) {
+    }
 }

@@ -2,8 +2,11 @@
 /* The task engine: streams as queues, each with a worker thread from its first task that cannot be run at once.
  * Called by stream.c, event.c, capture.c and what waits.
  * Rules: a task waits only for tasks submitted before it, so nothing can deadlock. The legacy default stream orders
- * itself against all blocking streams of its context both ways (cuda.h, stream synchronisation behaviour).
- * Time is simulated: a task starts at the latest end of what it waited for and lasts what its operation charged.
+ * itself against all blocking streams of its context both ways (cuda.h, stream synchronisation behaviour). Who waits is
+ * woken by the task he waits for and by no other. Marks (tasks without work) are completed by whoever finishes what they
+ * waited for: they need no worker.
+ * Time is simulated: a task starts at the latest of its submission (host time), its stream's clock and the ends of what it
+ * waited for, and lasts what its operation charged. None of that depends on the order in which workers really run.
  */
 #define _GNU_SOURCE
 #include "faults.h"
@@ -14,9 +17,16 @@
 #include <string.h>
 #include <sys/prctl.h>
 
+/* Kernels and host functions run on it; fibers bring their own. Reserved address space, touched only by use. */
+#define STACK_BYTES ((size_t)2 << 20)
+
+struct sim_waiter { /* a host thread in sim_task_wait */
+    struct sim_waiter *next;
+    pthread_cond_t wake;
+    bool woken;
+};
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t finished = PTHREAD_COND_INITIALIZER; /* some task is done */
-static unsigned waiting;                                   /* threads in wait on `finished` */
 static _Thread_local uint64_t charged_ns;
 
 struct sim_work *sim_work_new(struct sim_op op)
@@ -46,10 +56,17 @@ void sim_work_drop(struct sim_work *w)
     }
 }
 
+static void task_free(struct sim_task *t)
+{
+    if (t->edges != t->few)
+        free(t->edges);
+    free(t);
+}
+
 void sim_task_drop(struct sim_task *t)
 {
     if (t && atomic_fetch_sub(&t->refs, 1) == 1)
-        free(t);
+        task_free(t);
 }
 
 void sim_charge_ns(uint64_t ns)
@@ -57,48 +74,12 @@ void sim_charge_ns(uint64_t ns)
     charged_ns += ns;
 }
 
-static bool ready(const struct sim_task *t)
+static uint64_t later(uint64_t a, uint64_t b)
 {
-    for (unsigned i = 0; i < t->needed; i++)
-        if (!atomic_load(&t->needs[i]->done))
-            return false;
-    return true;
+    return a > b ? a : b;
 }
 
-/* Run a task whose needs are met. With the mutex held, which is let go while the operation runs. */
-static void run_task(struct sim_task *t)
-{
-    CUstream s = t->stream;
-    uint64_t start = s->clock_ns;
-    for (unsigned i = 0; i < t->needed; i++) {
-        if (t->needs[i]->end_ns > start)
-            start = t->needs[i]->end_ns;
-        sim_task_drop(t->needs[i]);
-    }
-    free(t->needs);
-    t->needs = NULL;
-    t->needed = 0;
-    s->busy = true;
-    pthread_mutex_unlock(&mutex);
-    charged_ns = 0;
-    if (t->work && !atomic_load(&s->ctx->sticky)) {
-        CUresult r = t->work->op.run ? t->work->op.run(t->work->op.arg) : CUDA_SUCCESS;
-        int none = 0;
-        if (r)
-            atomic_compare_exchange_strong(&s->ctx->sticky, &none, (int)r);
-    }
-    uint64_t cost = charged_ns;
-    sim_work_drop(t->work);
-    t->work = NULL;
-    pthread_mutex_lock(&mutex);
-    s->busy = false;
-    s->clock_ns = t->end_ns = start + cost;
-    atomic_store(&t->done, true);
-    if (waiting)
-        pthread_cond_broadcast(&finished);
-    if (s->worker && s->head)
-        pthread_cond_signal(&s->wake);
-}
+/* ---- running; everything here with the mutex held, except where said */
 
 static void stream_free(CUstream s)
 {
@@ -108,30 +89,108 @@ static void stream_free(CUstream s)
     free(s);
 }
 
+/* Let the next task of a stream go, if it can: a mark is finished (it joins `list`), work is the worker's. */
+static void kick(CUstream s, struct sim_task **list)
+{
+    struct sim_task *t = s->head;
+    if (s->busy)
+        return;
+    if (!t) {
+        if (s->closed && s->worker)
+            pthread_cond_signal(&s->wake);
+        else if (s->closed)
+            stream_free(s);
+        return;
+    }
+    if (t->pending)
+        return;
+    if (t->work) {
+        if (s->asleep)
+            pthread_cond_signal(&s->wake);
+        return;
+    }
+    s->head = t->next;
+    if (!s->head)
+        s->tail = NULL;
+    s->busy = true;
+    t->end_ns = later(s->clock_ns, t->start_ns);
+    t->next = *list;
+    *list = t;
+}
+
+/* A task of a busy stream has run, its end is known. Takes over the queue's reference to it. */
+static void finish(struct sim_task *first)
+{
+    first->next = NULL;
+    for (struct sim_task *list = first, *t; (t = list);) {
+        CUstream s = t->stream;
+        list = t->next;
+        s->busy = false;
+        s->clock_ns = t->end_ns;
+        atomic_store(&t->done, true);
+        for (struct sim_waiter *w = t->waiters, *next; w; w = next) {
+            next = w->next;
+            w->woken = true;
+            pthread_cond_signal(&w->wake);
+        }
+        for (struct sim_edge *e = t->followers; e; e = e->next) {
+            e->task->start_ns = later(e->task->start_ns, t->end_ns);
+            if (--e->task->pending == 0 && e->task->stream->head == e->task)
+                kick(e->task->stream, &list);
+        }
+        kick(s, &list);
+        sim_task_drop(t);
+    }
+}
+
+/* Run a task whose needs are met, its stream being marked busy; lets the mutex go meanwhile. */
+static void run_task(struct sim_task *t)
+{
+    struct sim_work *w = t->work;
+    atomic_int *sticky = &t->stream->ctx->sticky;
+    uint64_t start = later(t->stream->clock_ns, t->start_ns);
+    pthread_mutex_unlock(&mutex);
+    bool real = sim_config()->clock == SIM_CLOCK_REAL;
+    uint64_t began = real ? sim_real_ns() : 0;
+    charged_ns = 0;
+    if (!atomic_load(sticky)) {
+        CUresult r = w->op.run ? w->op.run(w->op.arg) : CUDA_SUCCESS;
+        int none = 0;
+        if (r)
+            atomic_compare_exchange_strong(sticky, &none, (int)r);
+    }
+    if (real)
+        sim_real_until(began + charged_ns);
+    t->end_ns = start + charged_ns;
+    sim_work_drop(w);
+    pthread_mutex_lock(&mutex);
+    t->work = NULL;
+    finish(t);
+}
+
 static void *work(void *arg)
 {
     CUstream s = arg;
     prctl(PR_SET_NAME, "simgpu-stream");
     pthread_mutex_lock(&mutex);
     for (;;) {
-        while (s->busy || (!s->head && !s->closed))
-            pthread_cond_wait(&s->wake, &mutex);
         struct sim_task *t = s->head;
-        if (!t)
+        if (t && !s->busy && !t->pending) {
+            s->head = t->next;
+            if (!s->head)
+                s->tail = NULL;
+            s->busy = true;
+            run_task(t);
+        } else if (!t && !s->busy && s->closed) {
             break;
-        while (!ready(t)) {
-            waiting++;
-            pthread_cond_wait(&finished, &mutex);
-            waiting--;
+        } else {
+            s->asleep = true;
+            pthread_cond_wait(&s->wake, &mutex);
+            s->asleep = false;
         }
-        s->head = t->next;
-        if (!s->head)
-            s->tail = NULL;
-        run_task(t);
-        sim_task_drop(t);
     }
-    pthread_mutex_unlock(&mutex);
     stream_free(s);
+    pthread_mutex_unlock(&mutex);
     return NULL;
 }
 
@@ -147,6 +206,7 @@ static bool start_worker(CUstream s)
     sigdelset(&all, SIGILL);
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int r = pthread_create(&thread, &attr, work, s);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -154,6 +214,8 @@ static bool start_worker(CUstream s)
     s->worker = r == 0;
     return s->worker;
 }
+
+/* ---- streams */
 
 CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority)
 {
@@ -164,6 +226,7 @@ CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority)
     s->flags = flags;
     s->priority = priority;
     s->id = sim_unique();
+    s->reached_ns = sim_host_now();
     pthread_cond_init(&s->wake, NULL);
     s->next = ctx->streams;
     ctx->streams = s;
@@ -179,11 +242,11 @@ void sim_stream_close(CUstream s)
         }
     pthread_mutex_lock(&mutex);
     s->closed = true;
-    bool mine = !s->worker && !s->busy;
-    pthread_cond_signal(&s->wake);
-    pthread_mutex_unlock(&mutex);
-    if (mine)
+    if (s->worker)
+        pthread_cond_signal(&s->wake);
+    else if (!s->busy && !s->head)
         stream_free(s);
+    pthread_mutex_unlock(&mutex);
 }
 
 static bool blocking(const struct CUstream_st *s)
@@ -191,70 +254,98 @@ static bool blocking(const struct CUstream_st *s)
     return !s->legacy && !(s->flags & CU_STREAM_NON_BLOCKING);
 }
 
-/* Collect what a new task of s has to wait for. Returns how many were written. */
-static unsigned collect(CUstream s, struct sim_task *const *after, unsigned count, struct sim_task **out, bool everything)
+/* ---- submission */
+
+/* With the mutex held: t will wait for `need`, noted in its edge until link_needs. */
+static void follow(struct sim_task *t, struct sim_task *need)
 {
-    unsigned n = 0;
+    if (atomic_load(&need->done))
+        t->start_ns = later(t->start_ns, need->end_ns);
+    else
+        t->edges[t->pending++].task = need;
+}
+
+static void link_needs(struct sim_task *t)
+{
+    for (unsigned i = 0; i < t->pending; i++) {
+        struct sim_task *need = t->edges[i].task;
+        t->edges[i] = (struct sim_edge){t, need->followers};
+        need->followers = &t->edges[i];
+    }
+}
+
+/* With the mutex held: t, of stream s, waits for everything that it has to. */
+static void follow_all(struct sim_task *t, CUstream s, struct sim_task *const *after, unsigned count, bool everything)
+{
     for (unsigned i = 0; i < count; i++)
-        out[n++] = after[i];
+        follow(t, after[i]);
     if (s->legacy || everything) {
         for (CUstream o = s->ctx->streams; o; o = o->next)
             if (o != s && o->last && (everything || blocking(o)))
-                out[n++] = o->last;
+                follow(t, o->last);
     } else if (blocking(s) && s->ctx->legacy->last) {
-        out[n++] = s->ctx->legacy->last;
+        follow(t, s->ctx->legacy->last);
     }
-    for (unsigned i = 0; i < n; i++)
-        atomic_fetch_add(&out[i]->refs, 1);
-    return n;
+}
+
+static struct sim_task *task_new(CUstream s, struct sim_work *w, unsigned edges, int refs)
+{
+    struct sim_task *t = malloc(sizeof *t);
+    if (!t)
+        return NULL;
+    *t = (struct sim_task){.refs = refs, .work = w, .stream = s, .edges = t->few};
+    if (edges > sizeof t->few / sizeof t->few[0] && !(t->edges = malloc(edges * sizeof *t->edges))) {
+        free(t);
+        return NULL;
+    }
+    return t;
 }
 
 static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *after, unsigned count, bool everything,
                        struct sim_task **out, bool *now)
 {
-    unsigned room = count + 1;
+    unsigned edges = count + 1;
     if (s->legacy || everything)
         for (CUstream o = s->ctx->streams; o; o = o->next)
-            room++;
-    struct sim_task *t = calloc(1, sizeof *t), **needs = calloc(room, sizeof *needs);
-    if (!t || !needs) {
-        free(t);
-        free(needs);
+            edges++;
+    struct sim_task *t = task_new(s, w, edges, out ? 3 : 2); /* the queue, stream->last, the caller */
+    if (!t) {
         sim_work_drop(w);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    atomic_init(&t->refs, out ? 3 : 2); /* the queue, stream->last, the caller */
-    t->work = w;
-    t->stream = s;
-    t->needs = needs;
+    /* Who submits to a stream is later than its last submission, whoever made that. */
+    sim_host_reach(s->reached_ns);
+    if (w) /* not slept for with SIMGPU_CLOCK=real: what is done here takes about as long */
+        sim_host_reach(sim_host_now() + (uint64_t)sim_config()->launch);
+    t->submit_ns = t->start_ns = sim_host_now();
     pthread_mutex_lock(&mutex);
-    t->needed = collect(s, after, count, needs, everything);
-    bool idle = !s->head && !s->busy && ready(t);
-    bool mark = idle && !w; /* nothing to run and nothing to wait for */
+    follow_all(t, s, after, count, everything);
+    bool idle = !s->head && !s->busy && !t->pending;
     bool inl = idle && w && now;
-    if (!mark && !inl && !s->worker && !start_worker(s)) {
+    if (w && !inl && !s->worker && !start_worker(s)) {
         pthread_mutex_unlock(&mutex);
-        for (unsigned i = 0; i < t->needed; i++)
-            sim_task_drop(needs[i]);
-        free(needs);
-        free(t);
+        task_free(t);
         sim_work_drop(w);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    link_needs(t);
+    s->reached_ns = t->submit_ns;
     struct sim_task *previous = s->last;
     s->last = t;
-    if (mark) {
-        run_task(t);
-        sim_task_drop(t);
-    } else if (inl) {
+    if (inl) {
         s->busy = true;
+    } else if (idle && !w) { /* nothing to run and nothing to wait for */
+        s->busy = true;
+        t->end_ns = later(s->clock_ns, t->start_ns);
+        finish(t);
     } else {
         if (s->tail)
             s->tail->next = t;
         else
             s->head = t;
         s->tail = t;
-        pthread_cond_signal(&s->wake);
+        if (s->asleep && idle)
+            pthread_cond_signal(&s->wake);
     }
     pthread_mutex_unlock(&mutex);
     sim_task_drop(previous);
@@ -282,26 +373,28 @@ CUresult sim_submit_fence(CUcontext ctx, CUstream s, struct sim_task **out)
 
 void sim_task_run(struct sim_task *t)
 {
-    CUstream s = t->stream;
     pthread_mutex_lock(&mutex);
     run_task(t);
-    bool orphan = s->closed && !s->worker;
     pthread_mutex_unlock(&mutex);
-    sim_task_drop(t);
-    if (orphan)
-        stream_free(s);
+    sim_host_reach(t->end_ns);
 }
+
+/* ---- waiting; no lock held */
 
 void sim_task_wait(struct sim_task *t)
 {
-    if (atomic_load(&t->done))
-        return;
-    pthread_mutex_lock(&mutex);
-    waiting++;
-    while (!atomic_load(&t->done))
-        pthread_cond_wait(&finished, &mutex);
-    waiting--;
-    pthread_mutex_unlock(&mutex);
+    if (!atomic_load(&t->done)) {
+        pthread_mutex_lock(&mutex);
+        if (!atomic_load(&t->done)) {
+            struct sim_waiter me = {.next = t->waiters, .wake = PTHREAD_COND_INITIALIZER};
+            t->waiters = &me;
+            while (!me.woken)
+                pthread_cond_wait(&me.wake, &mutex);
+            pthread_cond_destroy(&me.wake);
+        }
+        pthread_mutex_unlock(&mutex);
+    }
+    sim_host_reach(t->end_ns);
 }
 
 struct sim_task *sim_stream_last(CUstream s)
@@ -316,24 +409,26 @@ struct sim_task *sim_stream_last(CUstream s)
 
 void sim_drain(CUcontext ctx)
 {
-    sim_take();
-    unsigned count = 0, n = 0;
-    for (CUstream s = ctx->streams; s; s = s->next)
-        count++;
-    struct sim_task **open = calloc(count ? count : 1, sizeof *open);
-    if (open) {
-        pthread_mutex_lock(&mutex);
-        for (CUstream s = ctx->streams; s; s = s->next)
-            if (s->last && !atomic_load(&s->last->done)) {
-                atomic_fetch_add(&s->last->refs, 1);
-                open[n++] = s->last;
+    /* One stream after the other, by falling id: as the list is sorted, newest first. Each is waited for once, however much
+     * others submit meanwhile, and no memory is needed. */
+    uint64_t below = UINT64_MAX;
+    for (struct sim_task *t;;) {
+        t = NULL;
+        sim_take();
+        for (CUstream s = ctx->streams; s && !t; s = s->next)
+            if (s->id < below) {
+                below = s->id;
+                t = sim_stream_last(s);
+                if (t && atomic_load(&t->done)) { /* the usual case, without letting the lock go */
+                    sim_host_reach(t->end_ns);
+                    sim_task_drop(t);
+                    t = NULL;
+                }
             }
-        pthread_mutex_unlock(&mutex);
+        sim_give();
+        if (!t)
+            return;
+        sim_task_wait(t);
+        sim_task_drop(t);
     }
-    sim_give();
-    while (n) {
-        sim_task_wait(open[--n]);
-        sim_task_drop(open[n]);
-    }
-    free(open);
 }

@@ -34,8 +34,10 @@ uint64_t sim_unique(void); /* a number never given before in this process */
 
 /* ---- host time (hosttime.c), simulated nanoseconds of the calling thread */
 uint64_t sim_host_now(void);
-void sim_host_spend(uint64_t ns); /* this call costs so much */
+void sim_host_spend(uint64_t ns); /* this call costs so much; no lock held: SIMGPU_CLOCK=real sleeps here */
 void sim_host_reach(uint64_t ns); /* it is at least as late as that: something of that time was waited for or met */
+uint64_t sim_real_ns(void);         /* the machine's clock, for SIMGPU_CLOCK=real */
+void sim_real_until(uint64_t ns);   /* return then, or at once when that is over */
 
 /* ---- tasks (sched.c) */
 struct sim_work { /* an operation shared by tasks and graph nodes; op.drop is called when the last holder lets go */
@@ -46,15 +48,24 @@ struct sim_work *sim_work_new(struct sim_op op); /* takes over op; NULL (op drop
 void sim_work_ref(struct sim_work *w);
 void sim_work_drop(struct sim_work *w);
 
+struct sim_edge { /* `task` waits for the task in whose list this is */
+    struct sim_task *task;
+    struct sim_edge *next;
+};
 struct sim_task {
     atomic_int refs;
     atomic_bool done;
     struct sim_work *work; /* NULL: only an order mark */
     CUstream stream;
-    struct sim_task *next;
-    struct sim_task **needs; /* finished before this one starts */
-    unsigned needed;
-    uint64_t end_ns; /* simulated completion time, valid when done */
+    uint64_t submit_ns;    /* host time of its submission */
+    uint64_t end_ns;       /* simulated completion time, valid when done */
+    /* under the engine's lock */
+    struct sim_task *next;      /* of the stream's queue */
+    struct sim_edge *followers; /* what waits for this one */
+    struct sim_waiter *waiters; /* host threads that do */
+    uint64_t start_ns;          /* not before: its submission, the ends of what it waited for */
+    unsigned pending;           /* unfinished tasks that it waits for */
+    struct sim_edge *edges, few[2]; /* its own places in their lists */
 };
 void sim_task_drop(struct sim_task *t);
 
@@ -69,11 +80,12 @@ struct CUstream_st {
     struct sim_capture *capture; /* [sim_lock] not NULL while capturing */
     CUgraphNode *tips;           /* [sim_lock] nodes that the next captured one depends on */
     unsigned tip_count;
+    uint64_t reached_ns;         /* [sim_lock] host time of the newest submission; its making, before the first */
     /* under the engine's lock */
     struct sim_task *head, *tail; /* waiting */
     struct sim_task *last;        /* newest submitted, finished or not */
-    uint64_t clock_ns;
-    bool busy, worker, closed;
+    uint64_t clock_ns;            /* end of the newest finished */
+    bool busy, worker, asleep, closed;
     pthread_cond_t wake;
 };
 
@@ -85,7 +97,7 @@ CUresult sim_submit(CUstream s, struct sim_work *work, struct sim_task *const *a
 /* [locked] The same for a caller that will wait: on an idle stream *now becomes true and the caller, after letting the
  * lock go, runs the task itself with sim_task_run. */
 CUresult sim_submit_now(CUstream s, struct sim_work *work, struct sim_task **out, bool *now);
-void sim_task_run(struct sim_task *t);
+void sim_task_run(struct sim_task *t); /* moves the caller's clock to its end, as sim_task_wait does */
 /* [locked] A task that is finished when everything submitted to the context so far is. */
 CUresult sim_submit_fence(CUcontext ctx, CUstream s, struct sim_task **out);
 void sim_task_wait(struct sim_task *t);

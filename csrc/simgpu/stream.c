@@ -123,6 +123,8 @@ static CUresult query(CUstream handle, bool pt)
     sim_give();
     if (!r && t && !atomic_load(&t->done))
         r = CUDA_ERROR_NOT_READY;
+    else if (!r && t)
+        sim_host_reach(t->end_ns);
     sim_task_drop(t);
     return r ? r : (CUresult)atomic_load(&ctx->sticky);
 }

@@ -14,7 +14,7 @@ KERNELS = Path(__file__).resolve().parent.parent / "gpu"
 INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "simgpu" / "include"
 MIB = 1 << 20
 # Bytes per nanosecond that are powers of two, so that every expected time is exact.
-RATES = {"HBM": "64000000000", "LINK": "1000000000"}
+RATES = {"HBM": "64000000000", "LINK": "1000000000", "LAUNCH": "0"}
 HBM, LINK = 64, 1
 
 # Milliseconds of one launch of bw_read16 or bw_fill over BYTES of memory made as KIND says.

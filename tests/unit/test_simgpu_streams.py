@@ -91,7 +91,7 @@ def test_event_order_and_time(simgpu):
         assert abs(ms.value - 100 / 1024 / 25 * 1000) < 1e-3, ms.value     # over the link, 25 GiB/s
         call("cuEventDestroy_v2", end)
         call("cuEventQuery", end, want=INVALID_HANDLE)
-    """)
+    """, LAUNCH="0")
 
 
 def test_context_event_covers_every_stream(simgpu):
