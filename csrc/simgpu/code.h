@@ -58,6 +58,8 @@ struct sim_image {
 #define SIM_DEFAULT_SHARED (48 << 10)  /* bytes of shared memory per block without opting in */
 #define SIM_MAX_SHARED (227 << 10)     /* with it; cuDeviceGetAttribute says the same */
 #define SIM_MAX_PARAMS 4096u     /* parameters of one kernel; a sanity bound, above the driver's own */
+#define SIM_MAX_VARIABLE (UINT64_C(1) << 40) /* bytes of one variable; a sanity bound: a machine's worth, and sums don't overflow */
+#define SIM_WRAPPER_MAGIC 0x466243b1u        /* what nvcc puts in front of an embedded fatbin */
 #define SIM_MAX_PARAM_SIZE 32764u /* bytes; cuda.h, CUDA 12.1 and later on Volta and later */
 
 /* Memory that lives as long as the image; zeroed; NULL when there is none left. */
@@ -76,8 +78,15 @@ struct sim_variable *sim_image_variable(const struct sim_image *image, const cha
 /* Parsers: fill `image`; CUDA_SUCCESS, CUDA_ERROR_INVALID_IMAGE, _INVALID_PTX, _NO_BINARY_FOR_GPU or _OUT_OF_MEMORY. */
 CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image);
 CUresult sim_ptx_parse(struct sim_bytes text, struct sim_image *image);
-/* The entry of a fatbin that suits a device of compute capability `capability` (10 * major + minor). */
-CUresult sim_fatbin_pick(struct sim_bytes fatbin, int capability, struct sim_bytes *entry, bool *is_ptx);
+/* Whichever of them the bytes are, or the best entry of a fatbin. */
+CUresult sim_image_parse(struct sim_bytes bytes, int capability, struct sim_image *image);
+/* The entry of a fatbin that suits a device of compute capability `capability` (10 * major + minor). *owned: memory that holds
+ * it when it was compressed, to be freed after use; else NULL. */
+CUresult sim_fatbin_pick(struct sim_bytes fatbin, int capability, struct sim_bytes *entry, bool *is_ptx, void **owned);
+/* `plain_size` bytes from a compressed entry, by malloc. NO_BINARY_FOR_GPU, with a line on stderr: the library for it is
+ * missing; INVALID_IMAGE: corrupt. */
+enum sim_packing { SIM_PACKED_ZSTD, SIM_PACKED_LZ4, SIM_PACKINGS };
+CUresult sim_unpack(enum sim_packing how, struct sim_bytes packed, uint64_t plain_size, struct sim_bytes *out);
 
 /* Bytes an image at `start` says that it has, from its first bytes; 0 when that is no ELF file or fatbin (text is PTX). */
 size_t sim_elf_extent(struct sim_bytes head);
@@ -153,8 +162,8 @@ void sim_module_end(struct CUmod_st *module);
 void sim_module_hold(struct CUmod_st *module);
 void sim_module_drop(struct CUmod_st *module);
 CUresult sim_module_function(struct CUmod_st *module, struct sim_code *code, CUfunction *out);
-/* The module of `library` in the current context, loaded at its first use. */
-CUresult sim_library_module(CUlibrary library, struct CUmod_st **out);
+/* The module of `library` in a context, loaded at its first use. */
+CUresult sim_library_module(CUlibrary library, CUcontext context, struct CUmod_st **out);
 
 CUresult sim_module_global(struct CUmod_st *module, const char *name, CUdeviceptr *dptr, size_t *bytes);
 /* Answers to cuFuncGetParamInfo, cuFuncGetAttribute and their cuKernel twins. */
@@ -182,8 +191,17 @@ void sim_account_begin(struct sim_account *a); /* this thread's launch starts */
 void sim_account_end(struct sim_account *a);   /* charge its simulated time to the running task */
 void sim_touch(const void *address, size_t bytes); /* told by accounting companions */
 
-/* What a launch or an attribute query gets: a CUfunction, or a CUkernel cast to one (cuda.h, cuLaunchKernel).
- * CUDA_ERROR_INVALID_HANDLE for anything else. */
+/* What a launch or an attribute query gets: a CUfunction, or a CUkernel cast to one (cuda.h, cuLaunchKernel), which means
+ * its function in the current context. CUDA_ERROR_INVALID_HANDLE for anything else. */
 CUresult sim_function_of(CUfunction handle, struct CUfunc_st **out);
+/* The same with its module held (sim_module_drop), and with the context in which a CUkernel's function is looked for. */
+CUresult sim_function_hold(CUfunction handle, CUcontext context, struct CUfunc_st **out);
+
+/* ---- what a launch may ask for (code_occupancy.c) */
+
+/* Threads that a block of it may have at most: the launch bounds, and what the registers allow. */
+int sim_code_max_threads(const struct sim_code *code);
+/* Blocks of that size that one multiprocessor runs at once; 0: none. `dynamic` in bytes. */
+int sim_active_blocks(struct CUfunc_st *f, int threads, size_t dynamic);
 
 #endif

@@ -18,7 +18,7 @@ CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code
                             CUfunction_attribute attribute, int *value)
 {
     switch (attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = code->max_threads; break;
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = sim_code_max_threads(code); break;
     case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = code->shared; break;
     case CU_FUNC_ATTRIBUTE_CONST_SIZE_BYTES: *value = code->constant; break;
     case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES: *value = code->local; break;

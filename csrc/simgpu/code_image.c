@@ -25,7 +25,6 @@ struct wrapper {
     const void *data;
     void *more;
 };
-#define WRAPPER_MAGIC 0x466243b1u
 
 struct sim_block {
     struct sim_block *next;
@@ -182,24 +181,24 @@ static void copy_close(struct copy *c)
 
 static int capability(void)
 {
-    int major = 0, minor = 0;
-    cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 0);
-    cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0);
-    return 10 * major + minor;
+    return 10 * sim_device_attribute(0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+           sim_device_attribute(0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
 }
 
-static CUresult parse(struct sim_bytes all, struct sim_image *image)
+CUresult sim_image_parse(struct sim_bytes all, int capability, struct sim_image *image)
 {
     struct sim_bytes entry = all;
     bool is_ptx = true;
-    if (sim_fatbin_extent(all)) {
-        CUresult r = sim_fatbin_pick(all, capability(), &entry, &is_ptx);
-        if (r)
-            return r;
-    }
-    if (sim_elf_extent(entry))
-        return sim_elf_parse(entry, image);
-    return is_ptx ? sim_ptx_parse(entry, image) : CUDA_ERROR_INVALID_IMAGE;
+    void *owned = NULL;
+    CUresult r = CUDA_SUCCESS;
+    if (sim_fatbin_extent(all))
+        r = sim_fatbin_pick(all, capability, &entry, &is_ptx, &owned);
+    if (!r && sim_elf_extent(entry))
+        r = sim_elf_parse(entry, image);
+    else if (!r)
+        r = is_ptx ? sim_ptx_parse(entry, image) : CUDA_ERROR_INVALID_IMAGE;
+    free(owned);
+    return r;
 }
 
 static CUresult image_new(struct sim_bytes all, const char *file, struct sim_image **out)
@@ -208,7 +207,7 @@ static CUresult image_new(struct sim_bytes all, const char *file, struct sim_ima
     if (!image)
         return CUDA_ERROR_OUT_OF_MEMORY;
     image->refs = 1;
-    CUresult r = parse(all, image);
+    CUresult r = sim_image_parse(all, capability(), image);
     if (!r && file && !(image->file = sim_image_string(image, file, strlen(file))))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (r)
@@ -267,7 +266,7 @@ CUresult sim_image_load(const void *start, struct sim_image **out)
     if (!copy_open(&c))
         return CUDA_ERROR_OUT_OF_MEMORY;
     if (readable(&c, start, sizeof w.magic, 0) == sizeof w.magic && pread(c.fd, &w, sizeof w.magic, 0) == sizeof w.magic &&
-        w.magic == WRAPPER_MAGIC && readable(&c, start, sizeof w, 0) == sizeof w && pread(c.fd, &w, sizeof w, 0) == sizeof w)
+        w.magic == SIM_WRAPPER_MAGIC && readable(&c, start, sizeof w, 0) == sizeof w && pread(c.fd, &w, sizeof w, 0) == sizeof w)
         start = w.data;
     Dl_info where;
     const char *file = dladdr(start, &where) ? where.dli_fname : NULL;

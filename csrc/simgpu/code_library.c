@@ -45,12 +45,9 @@ static CUresult library_new(struct sim_image *image, CUlibrary *out)
     return CUDA_SUCCESS;
 }
 
-CUresult sim_library_module(CUlibrary handle, struct CUmod_st **out)
+CUresult sim_library_module(CUlibrary handle, CUcontext context, struct CUmod_st **out)
 {
-    CUcontext context;
-    CUresult r = sim_current(&context);
-    if (r)
-        return r;
+    CUresult r;
     for (struct CUmod_st *fresh = NULL;;) {
         sim_take();
         struct CUlib_st *lib = sim_object(SIM_LIBRARY, (uintptr_t)handle);
@@ -79,10 +76,10 @@ CUresult sim_library_module(CUlibrary handle, struct CUmod_st **out)
     }
 }
 
-static CUresult kernel_function(struct CUkern_st *k, CUfunction *out)
+static CUresult kernel_function(struct CUkern_st *k, CUcontext context, CUfunction *out)
 {
     struct CUmod_st *m;
-    CUresult r = sim_library_module(k->library, &m);
+    CUresult r = sim_library_module(k->library, context, &m);
     if (!r)
         r = sim_module_function(m, k->code, out);
     if (!r) {
@@ -93,19 +90,38 @@ static CUresult kernel_function(struct CUkern_st *k, CUfunction *out)
     return r;
 }
 
-CUresult sim_function_of(CUfunction handle, struct CUfunc_st **out)
+CUresult sim_function_hold(CUfunction handle, CUcontext context, struct CUfunc_st **out)
 {
-    sim_take();
-    struct CUfunc_st *f = sim_object(SIM_FUNCTION, (uintptr_t)handle);
-    struct CUkern_st *k = f ? NULL : sim_object(SIM_KERNEL_HANDLE, (uintptr_t)handle);
-    sim_give();
-    if (k) {
-        CUresult r = kernel_function(k, &f);
+    for (;;) {
+        CUfunction made = NULL;
+        sim_take();
+        struct CUfunc_st *f = sim_object(SIM_FUNCTION, (uintptr_t)handle);
+        struct CUkern_st *k = f ? NULL : sim_object(SIM_KERNEL_HANDLE, (uintptr_t)handle);
+        if (k) /* its function, when this context has it already */
+            for (struct sim_library_module *m = k->library->modules; m && !f; m = m->next)
+                if (m->context == context && m->module->functions[k->code - m->module->image->codes].kernel)
+                    f = &m->module->functions[k->code - m->module->image->codes];
+        if (f)
+            sim_module_hold(f->module);
+        sim_give();
+        *out = f;
+        if (f || !k)
+            return f ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+        CUresult r = kernel_function(k, context, &made); /* loads the module: then once more */
         if (r)
             return r;
     }
-    *out = f;
-    return f ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+CUresult sim_function_of(CUfunction handle, struct CUfunc_st **out)
+{
+    CUcontext context;
+    CUresult r = sim_current(&context);
+    if (!r)
+        r = sim_function_hold(handle, context, out);
+    if (!r)
+        sim_module_drop((*out)->module); /* the caller's handle keeps it, unless another thread ends it now */
+    return r;
 }
 
 SIM_API CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues,
@@ -223,15 +239,22 @@ SIM_API CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKe
 SIM_API CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library)
 {
     SIM_ENTRY();
-    return pMod ? sim_library_module(library, pMod) : CUDA_ERROR_INVALID_VALUE;
+    CUcontext context;
+    CUresult r = sim_current(&context);
+    if (!r && !pMod)
+        r = CUDA_ERROR_INVALID_VALUE;
+    return r ? r : sim_library_module(library, context, pMod);
 }
 
 static CUresult variable(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name, bool managed)
 {
     struct CUmod_st *m;
+    CUcontext context;
     if (!name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
-    CUresult r = sim_library_module(library, &m);
+    CUresult r = sim_current(&context);
+    if (!r)
+        r = sim_library_module(library, context, &m);
     if (r)
         return r;
     struct sim_variable *v = sim_image_variable(m->image, name);
@@ -254,9 +277,13 @@ SIM_API CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel)
 {
     SIM_ENTRY();
     struct CUkern_st *k = kernel_of(kernel);
+    CUcontext context;
+    CUresult r = sim_current(&context);
+    if (r)
+        return r;
     if (!pFunc)
         return CUDA_ERROR_INVALID_VALUE;
-    return k ? kernel_function(k, pFunc) : CUDA_ERROR_INVALID_HANDLE;
+    return k ? kernel_function(k, context, pFunc) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 SIM_API CUresult cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel)

@@ -1,36 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The occupancy queries, from the device's own attributes. Entries cuOccupancy*.
- * Registers and shared memory are counted without the hardware's allocation granularity, so figures may be one block high.
+ * Registers are counted in steps as the hardware allocates them, shared memory to the byte, so a figure may be one block high.
  */
 #include "code.h"
 
-static int device_attribute(CUdevice_attribute attribute)
-{
-    CUdevice device;
-    int value = 0;
-    if (cuCtxGetDevice(&device) || cuDeviceGetAttribute(&value, attribute, device))
-        return 0;
-    return value;
-}
+#define REGISTERS_EACH 256 /* registers are given to a warp in such steps (CUDA occupancy calculator, 5.0 and later) */
 
 static int least(int a, int b)
 {
     return a < b ? a : b;
 }
 
-static int active_blocks(const struct CUfunc_st *f, int block, size_t dynamic)
+static int registers_of_warp(const struct sim_code *code)
 {
-    size_t reserved = (size_t)device_attribute(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
+    return (int)sim_round((uint64_t)code->registers * 32, REGISTERS_EACH);
+}
+
+int sim_code_max_threads(const struct sim_code *code)
+{
+    if (!code->registers)
+        return code->max_threads;
+    int warps = sim_device_attribute(0, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK) / registers_of_warp(code);
+    return least(code->max_threads, 32 * warps);
+}
+
+int sim_active_blocks(struct CUfunc_st *f, int block, size_t dynamic)
+{
+    CUdevice dev = f->module->context->device;
+    size_t reserved = (size_t)sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
+    if (block > sim_code_max_threads(f->code) || dynamic > (size_t)*sim_function_shared(f))
+        return 0;
     size_t shared = (size_t)f->code->shared + dynamic + reserved;
     int warps = (block + 31) / 32;
-    if (block > f->code->max_threads || dynamic > (size_t)*sim_function_shared((struct CUfunc_st *)f))
-        return 0;
-    int n = device_attribute(CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR) / (32 * warps);
-    n = least(n, device_attribute(CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR));
+    int n = sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR) / (32 * warps);
+    n = least(n, sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR));
     if (f->code->registers)
-        n = least(n, device_attribute(CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR) / (f->code->registers * 32 * warps));
+        n = least(n, sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR) / registers_of_warp(f->code) / warps);
     if (shared)
-        n = least(n, (int)((size_t)device_attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR) / shared));
+        n = least(n, (int)((size_t)sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR) / shared));
     return n;
 }
 
@@ -41,7 +48,7 @@ static CUresult blocks_per_sm(int *blocks, CUfunction func, int block, size_t dy
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = sim_function_of(func, &f);
     if (!r)
-        *blocks = active_blocks(f, block, dynamic);
+        *blocks = sim_active_blocks(f, block, dynamic);
     return r;
 }
 
@@ -69,9 +76,9 @@ static CUresult potential(int *grid, int *block, CUfunction func, CUoccupancyB2D
     if (r)
         return r;
     int best = 0, best_block = 0;
-    int top = limit > 0 ? least(limit, f->code->max_threads) : f->code->max_threads;
+    int most = sim_code_max_threads(f->code), top = limit > 0 ? least(limit, most) : most;
     for (int b = top < 32 ? top : top / 32 * 32; b > 0; b -= 32) {
-        int threads = b * active_blocks(f, b, dynamic_of ? dynamic_of(b) : dynamic);
+        int threads = b * sim_active_blocks(f, b, dynamic_of ? dynamic_of(b) : dynamic);
         if (threads > best) {
             best = threads;
             best_block = b;
@@ -80,7 +87,7 @@ static CUresult potential(int *grid, int *block, CUfunction func, CUoccupancyB2D
     if (!best)
         return CUDA_ERROR_INVALID_VALUE;
     *block = best_block;
-    *grid = best / best_block * device_attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+    *grid = best / best_block * sim_device_attribute(f->module->context->device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
     return CUDA_SUCCESS;
 }
 
@@ -111,8 +118,8 @@ SIM_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *dynamicSmemSize
     CUresult r = sim_function_of(func, &f);
     if (r)
         return r;
-    int per_block = device_attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR) / numBlocks -
-                    device_attribute(CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK) - f->code->shared;
+    int per_block = sim_device_attribute(f->module->context->device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR) / numBlocks -
+                    sim_device_attribute(f->module->context->device, CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK) - f->code->shared;
     per_block = least(per_block, SIM_MAX_SHARED - f->code->shared);
     *dynamicSmemSize = per_block > 0 ? (size_t)per_block : 0;
     return CUDA_SUCCESS;

@@ -213,7 +213,9 @@ static const struct answer answers[] = {
     {CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, 1},
     {CU_DEVICE_ATTRIBUTE_NUMA_ID, -1},
     {CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, 0},
-    {CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT, 1},
+    {CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH, 1},
+    {CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT, 4},
+    {CU_DEVICE_ATTRIBUTE_MAX_ACCESS_POLICY_WINDOW_SIZE, 128 << 20},
     {CU_DEVICE_ATTRIBUTE_LOCALITY_DOMAIN_COUNT, 1},
 };
 
@@ -230,40 +232,34 @@ static int first_unknown(int driver)
     return CU_DEVICE_ATTRIBUTE_MAX;
 }
 
+int sim_device_attribute(CUdevice dev, CUdevice_attribute attribute)
+{
+    const struct sim_config *c = sim_config();
+    switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return SIM_BUS(dev);
+    case CU_DEVICE_ATTRIBUTE_MULTI_GPU_BOARD_GROUP_ID: return dev;
+    case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: /* kHz; bandwidth = 2 * clock * width / 8, as tools derive it */
+        return (int)(c->hbm / 1000 / (2 * BUS_WIDTH / 8));
+    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
+        return c->host_vmm == SIM_HOST_VMM_NUMA || c->host_vmm == SIM_HOST_VMM_CRASH;
+    case CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED: return c->host_vmm == SIM_HOST_VMM_HOST;
+    case CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES: return CU_MEM_HANDLE_TYPE_NONE;
+    default: break;
+    }
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++)
+        if (answers[i].attribute == attribute)
+            return answers[i].value;
+    return 0;
+}
+
 SIM_API CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev)
 {
     SIM_ENTRY();
-    const struct sim_config *c = sim_config();
-    if (!pi || (int)attrib < 1 || (int)attrib >= first_unknown(c->driver))
+    if (!pi || (int)attrib < 1 || (int)attrib >= first_unknown(sim_config()->driver))
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    *pi = 0;
-    switch (attrib) {
-    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID:
-        *pi = SIM_BUS(dev);
-        return CUDA_SUCCESS;
-    case CU_DEVICE_ATTRIBUTE_MULTI_GPU_BOARD_GROUP_ID:
-        *pi = dev;
-        return CUDA_SUCCESS;
-    case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: /* kHz; bandwidth = 2 * clock * width / 8, as tools derive it */
-        *pi = (int)(c->hbm / 1000 / (2 * BUS_WIDTH / 8));
-        return CUDA_SUCCESS;
-    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
-        *pi = c->host_vmm == SIM_HOST_VMM_NUMA || c->host_vmm == SIM_HOST_VMM_CRASH;
-        return CUDA_SUCCESS;
-    case CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
-        *pi = c->host_vmm == SIM_HOST_VMM_HOST;
-        return CUDA_SUCCESS;
-    case CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES:
-        *pi = CU_MEM_HANDLE_TYPE_NONE;
-        return CUDA_SUCCESS;
-    default:
-        break;
-    }
-    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++)
-        if (answers[i].attribute == attrib)
-            *pi = answers[i].value;
+    *pi = sim_device_attribute(dev, attrib);
     return CUDA_SUCCESS;
 }
 

@@ -21,10 +21,11 @@
 #define ATTR_FRAME_SIZE 0x11
 #define ATTR_KPARAM_INFO 0x17
 #define ATTR_REGCOUNT 0x2f
+#define MAX_REGISTERS 256 /* of a thread, on every architecture so far */
 
 struct elf {
     struct sim_bytes file;
-    const Elf64_Ehdr *head;
+    Elf64_Ehdr head; /* a copy: in a fatbin nothing is aligned for certain */
     const unsigned char *sections;
     struct sim_bytes names;
 };
@@ -51,7 +52,7 @@ static uint32_t u32(const unsigned char *p)
 
 static bool section(const struct elf *e, unsigned index, Elf64_Shdr *out)
 {
-    if (index >= e->head->e_shnum)
+    if (index >= e->head.e_shnum)
         return false;
     memcpy(out, e->sections + (size_t)index * sizeof *out, sizeof *out);
     return true;
@@ -105,14 +106,17 @@ size_t sim_elf_extent(struct sim_bytes head)
 static CUresult open_elf(struct sim_bytes file, struct elf *e)
 {
     e->file = file;
-    e->head = (const Elf64_Ehdr *)at(file, 0, sizeof *e->head);
-    if (!e->head || memcmp(e->head->e_ident, ELFMAG, SELFMAG) != 0 || e->head->e_ident[EI_CLASS] != ELFCLASS64 ||
-        e->head->e_ident[EI_DATA] != ELFDATA2LSB || e->head->e_machine != EM_CUDA_MACHINE ||
-        e->head->e_shentsize != sizeof(Elf64_Shdr))
+    const unsigned char *head = at(file, 0, sizeof e->head);
+    if (!head)
         return CUDA_ERROR_INVALID_IMAGE;
-    e->sections = at(file, e->head->e_shoff, (uint64_t)e->head->e_shnum * sizeof(Elf64_Shdr));
+    memcpy(&e->head, head, sizeof e->head);
+    if (memcmp(e->head.e_ident, ELFMAG, SELFMAG) != 0 || e->head.e_ident[EI_CLASS] != ELFCLASS64 ||
+        e->head.e_ident[EI_DATA] != ELFDATA2LSB || e->head.e_machine != EM_CUDA_MACHINE ||
+        e->head.e_shentsize != sizeof(Elf64_Shdr))
+        return CUDA_ERROR_INVALID_IMAGE;
+    e->sections = at(file, e->head.e_shoff, (uint64_t)e->head.e_shnum * sizeof(Elf64_Shdr));
     Elf64_Shdr names;
-    if (!e->sections || !section(e, e->head->e_shstrndx, &names) || !section_bytes(e, &names, &e->names))
+    if (!e->sections || !section(e, e->head.e_shstrndx, &names) || !section_bytes(e, &names, &e->names))
         return CUDA_ERROR_INVALID_IMAGE;
     return CUDA_SUCCESS;
 }
@@ -121,7 +125,7 @@ static CUresult open_elf(struct sim_bytes file, struct elf *e)
 static bool find_section(const struct elf *e, const char *prefix, const char *name, Elf64_Shdr *out)
 {
     size_t n = strlen(prefix);
-    for (unsigned i = 0; i < e->head->e_shnum; i++) {
+    for (unsigned i = 0; i < e->head.e_shnum; i++) {
         const char *s;
         if (section(e, i, out) && (s = string_at(e->names, out->sh_name)) && !strncmp(s, prefix, n) && !strcmp(s + n, name))
             return true;
@@ -205,10 +209,13 @@ static CUresult image_record(unsigned attribute, struct sim_bytes v, void *arg)
     memcpy(&symbol, p, sizeof symbol);
     const char *name = string_at(a->strings, symbol.st_name);
     struct sim_code *code = name ? sim_image_code(a->image, name) : NULL;
+    uint32_t figure = u32(v.p + 4);
+    if (figure > (attribute == ATTR_REGCOUNT ? MAX_REGISTERS : INT32_MAX))
+        return CUDA_ERROR_INVALID_IMAGE;
     if (code && attribute == ATTR_REGCOUNT)
-        code->registers = (int)u32(v.p + 4);
+        code->registers = (int)figure;
     else if (code)
-        code->local = (int)u32(v.p + 4);
+        code->local = (int)figure;
     return CUDA_SUCCESS;
 }
 
@@ -247,7 +254,7 @@ static CUresult add_variable(const struct elf *e, struct sim_image *image, const
     if (!section(e, sym->st_shndx, &s) || !(in = string_at(e->names, s.sh_name)) ||
         (strncmp(in, ".nv.global", 10) != 0 && strcmp(in, ".nv.constant3") != 0) || !sym->st_size)
         return CUDA_SUCCESS;
-    if (sym->st_value > s.sh_size || sym->st_size > s.sh_size - sym->st_value)
+    if (sym->st_value > s.sh_size || sym->st_size > s.sh_size - sym->st_value || sym->st_size > SIM_MAX_VARIABLE)
         return CUDA_ERROR_INVALID_IMAGE;
     const char *name = sim_image_string(image, symbol, strlen(symbol));
     struct sim_variable *v = name ? sim_image_add_variable(image, name) : NULL;
@@ -275,7 +282,7 @@ CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image)
     if (r)
         return r;
     /* ABI 8 moved the architecture one byte up. */
-    image->binary_version = (int)(e.head->e_ident[EI_ABIVERSION] >= 8 ? e.head->e_flags >> 8 & 0xff : e.head->e_flags & 0xff);
+    image->binary_version = (int)(e.head.e_ident[EI_ABIVERSION] >= 8 ? e.head.e_flags >> 8 & 0xff : e.head.e_flags & 0xff);
     image->ptx_version = image->binary_version;
     Elf64_Shdr table, text;
     struct sizes sizes = {image, {0}, {0}};

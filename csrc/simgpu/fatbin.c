@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Picks an entry of a fatbin (what nvcc embeds in a program: cubins and PTX for several architectures).
- * Called by code_image.c. Compressed entries cannot be read here; they are named on stderr when nothing else suits.
+ * Called by code_image.c. Compressed entries are unpacked by compress.c, the chosen one alone.
  */
 #include "code.h"
 
@@ -9,7 +9,9 @@
 #define FATBIN_MAGIC 0xba55ed50u
 #define KIND_PTX 1
 #define KIND_CUBIN 2
-#define FLAG_COMPRESSED (0x1000u | 0x2000u | 0x8000u) /* the older schemes, and zstd */
+#define FLAG_OLD 0x1000u /* a scheme that is documented nowhere */
+#define FLAG_LZ4 0x2000u
+#define FLAG_ZSTD 0x8000u
 
 struct header {
     uint32_t magic;
@@ -53,11 +55,35 @@ static unsigned rank(const struct entry *e, int capability)
     return e->kind == KIND_PTX && arch <= capability ? 2000u + (unsigned)(arch < 0 ? 0 : arch) : 0;
 }
 
-CUresult sim_fatbin_pick(struct sim_bytes fatbin, int capability, struct sim_bytes *out, bool *is_ptx)
+/* The bytes of an entry whose payload is at p. */
+static CUresult extract(const struct entry *e, const unsigned char *p, struct sim_bytes *out, void **owned)
 {
-    size_t end = sim_fatbin_extent(fatbin), compressed = 0;
+    if (e->flags & FLAG_OLD) {
+        sim_complain("a fatbin's only usable entry is compressed in a way that simgpu cannot read; build with a CUDA toolkit of "
+                     "12.4 or later, or with nvcc --no-compress");
+        return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    }
+    if (!(e->flags & (FLAG_LZ4 | FLAG_ZSTD))) {
+        *out = (struct sim_bytes){p, e->size};
+        return CUDA_SUCCESS;
+    }
+    if (e->compressed_size > e->size)
+        return CUDA_ERROR_INVALID_IMAGE;
+    CUresult r = sim_unpack(e->flags & FLAG_ZSTD ? SIM_PACKED_ZSTD : SIM_PACKED_LZ4, (struct sim_bytes){p, e->compressed_size},
+                            e->plain_size, out);
+    if (!r)
+        *owned = (void *)out->p;
+    return r;
+}
+
+CUresult sim_fatbin_pick(struct sim_bytes fatbin, int capability, struct sim_bytes *out, bool *is_ptx, void **owned)
+{
+    size_t end = sim_fatbin_extent(fatbin);
     struct header h;
+    struct entry chosen = {0};
+    const unsigned char *payload = NULL;
     unsigned best = 0;
+    *owned = NULL;
     if (fatbin.n < sizeof h || !end || end > fatbin.n)
         return CUDA_ERROR_INVALID_IMAGE;
     memcpy(&h, fatbin.p, sizeof h);
@@ -69,20 +95,15 @@ CUresult sim_fatbin_pick(struct sim_bytes fatbin, int capability, struct sim_byt
         if (e.header_size < sizeof e || e.header_size > end - o || e.size > end - o - e.header_size)
             return CUDA_ERROR_INVALID_IMAGE;
         unsigned r = rank(&e, capability);
-        if (r && (e.flags & FLAG_COMPRESSED)) {
-            compressed++;
-        } else if (r > best) {
+        if (r && (e.flags & FLAG_OLD))
+            r = 1; /* when there is nothing else, to be refused by name */
+        if (r > best) {
             best = r;
-            *out = (struct sim_bytes){fatbin.p + o + e.header_size, e.size};
-            *is_ptx = e.kind == KIND_PTX;
+            chosen = e;
+            payload = fatbin.p + o + e.header_size;
         }
         o += e.header_size + e.size;
     }
-    if (best)
-        return CUDA_SUCCESS;
-    if (compressed)
-        sim_complain("all %zu usable entries of a fatbin are compressed, which simgpu cannot read; build with "
-                     "nvcc --no-compress, or with a real architecture (-arch=sm_80) and without -compress-all.",
-                     compressed);
-    return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    *is_ptx = chosen.kind == KIND_PTX;
+    return best ? extract(&chosen, payload, out, owned) : CUDA_ERROR_NO_BINARY_FOR_GPU;
 }

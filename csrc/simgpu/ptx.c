@@ -260,7 +260,9 @@ static bool variable(struct scanner *s, bool external)
         return false;
     struct sim_variable *v = NULL;
     unsigned char *bytes = NULL;
-    if (!external && d.size && d.size < UINT32_MAX) {
+    if (!external && d.size) {
+        if (d.size > SIM_MAX_VARIABLE)
+            return false;
         const char *name = sim_image_string(s->image, d.name, d.name_length);
         v = name ? sim_image_add_variable(s->image, name) : NULL;
         if (!v)

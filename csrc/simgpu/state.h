@@ -207,5 +207,6 @@ void sim_graph_memory_reset(int device);
 uint64_t sim_cost_ns(bool over_link, uint64_t bytes);
 
 bool sim_device_ok(CUdevice dev);
+int sim_device_attribute(CUdevice dev, CUdevice_attribute attribute); /* 0 for one that it has no answer for */
 
 #endif

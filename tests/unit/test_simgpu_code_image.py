@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from nvcc import cuda_program  # noqa: F401  (a fixture)
 from simcode import run_script
@@ -108,15 +110,61 @@ answer(library=code("cuLibraryLoadFromFile", ref(lib), path, None, None, 0, None
 """
 
 
+# What to tell nvcc, the flag that its fatbin then has (fatbin.c), and what is picked from it.
+PTX_80 = "-gencode=arch=compute_80,code=compute_80"
+COMPRESSED = {
+    "ptx": ([PTX_80], 0x8000),
+    "ptx-lz4": (["-compress-mode=speed", PTX_80], 0x2000),
+    "cubin": (["-Xfatbin", "-compress-all", *code(80)], 0x8000),
+    "size": (["-compress-mode=size", *code(80)], 0x8000),
+}
+ENTRY_FLAGS = 16 + 40  # offset in the file of the first entry's flags
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_compressed_entries(run_sim, cuda_program, kind):  # noqa: F811
+    flags, expected = COMPRESSED[kind]
+    image = fatbin(cuda_program, "kernels.fatbin", *flags)
+    assert struct.unpack_from("<Q", image.read_bytes(), ENTRY_FLAGS)[0] & 0xF000 == expected
+    facts, _ = run_script(run_sim, DESCRIBE, image)
+    check(facts, 80)
+
+
 @pytest.mark.parametrize(
-    "flags",
-    [["-gencode=arch=compute_80,code=compute_80"], ["-Xfatbin", "-compress-all", *code(80)]],
-    ids=["ptx", "cubin"],
+    ("offset", "form", "value", "wanted"),
+    [
+        (16 + 56, "<Q", 1 << 62, INVALID_IMAGE),  # the plain size
+        (16 + 56, "<Q", (1 << 30) + 1, INVALID_IMAGE),
+        (16 + 56, "<Q", 0, INVALID_IMAGE),
+        (16 + 56, "<Q", 100, INVALID_IMAGE),  # less than there is
+        (16 + 56, "<Q", 1 << 20, INVALID_IMAGE),  # more
+        (16 + 16, "<I", 0xFFFFFFFF, INVALID_IMAGE),  # the compressed size
+        (16 + 16, "<I", 0, INVALID_IMAGE),
+        (16 + 16, "<I", 200, INVALID_IMAGE),  # cut off
+        (ENTRY_FLAGS, "<Q", 0x1011, NO_BINARY),  # the scheme that nobody has written down
+        (ENTRY_FLAGS, "<Q", 0x2011, INVALID_IMAGE),  # zstd taken for LZ4
+    ],
 )
-def test_compressed_entries_are_refused_by_name(run_sim, cuda_program, flags):  # noqa: F811
-    facts, result = run_script(run_sim, LOAD, fatbin(cuda_program, "kernels.fatbin", *flags))
+def test_compressed_entries_that_lie(run_sim, cuda_program, tmp_path, offset, form, value, wanted):  # noqa: F811
+    data = bytearray(fatbin(cuda_program, "kernels.fatbin", PTX_80).read_bytes())
+    struct.pack_into(form, data, offset, value)
+    (tmp_path / "lie.fatbin").write_bytes(data)
+    facts, result = run_script(run_sim, LOAD, tmp_path / "lie.fatbin")
+    assert facts == {"library": wanted, "module": wanted}
+    assert ("--no-compress" in result.stderr) == (wanted == NO_BINARY), result.stderr
+
+
+@pytest.mark.parametrize(("kind", "library"), [("ptx", "libzstd.so.1"), ("ptx-lz4", "liblz4.so.1")])
+def test_a_missing_decompressor_is_named(run_sim, cuda_program, tmp_path, kind, library):  # noqa: F811
+    """An empty file of the library's name comes first on the search path."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / library).touch()
+    path = f"{tmp_path / 'lib'}:{run_sim.sim}"
+    facts, result = run_script(
+        run_sim, LOAD, fatbin(cuda_program, "kernels.fatbin", *COMPRESSED[kind][0]), env={"LD_LIBRARY_PATH": path}
+    )
     assert facts == {"library": NO_BINARY, "module": NO_BINARY}
-    assert "compressed" in result.stderr and "--no-compress" in result.stderr, result.stderr
+    assert library in result.stderr and "Debian package" in result.stderr, result.stderr
 
 
 def test_files_that_are_no_images(run_sim, tmp_path):
