@@ -33,7 +33,7 @@ static CUresult pin(void **pp, uint64_t bytes, unsigned flags)
     void *p = NULL;
     sim_take();
     r = sim_capture_unsafe();
-    if (!r && !sim_machine_charge(SIM_RAM, m->charged))
+    if (!r && !sim_charge(SIM_RAM, m->charged))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     bool taken = !r;
     if (!r) {
@@ -126,7 +126,7 @@ static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
     if (!r && next && next->base < at + bytes)
         r = next->kind == SIM_MAP_HOST || next->kind == SIM_MAP_REGISTERED ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
                                                                              : CUDA_ERROR_INVALID_VALUE;
-    if (!r && !sim_machine_charge(SIM_RAM, m->charged))
+    if (!r && !sim_charge(SIM_RAM, m->charged))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     else if (!r && !sim_map_add(m)) {
         sim_machine_return(SIM_RAM, m->charged);

@@ -4,6 +4,7 @@
  * Rules: device memory is private zeroed pages, touched only by use; a fork does not copy it.
  */
 #define _GNU_SOURCE
+#include "faults.h"
 #include "state.h"
 
 #include <stdlib.h>
@@ -17,9 +18,14 @@
 
 static uint64_t small_bytes[SIM_MAX_DEVICES]; /* [locked] */
 
+bool sim_charge(int tier, uint64_t bytes)
+{
+    return !sim_fault_site(tier == SIM_RAM ? SIM_SITE_RAM : SIM_SITE_VRAM) && sim_machine_charge(tier, bytes);
+}
+
 bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged)
 {
-    if (bytes >= TOO_LARGE)
+    if (bytes >= TOO_LARGE || sim_fault_site(SIM_SITE_VRAM))
         return false;
     if (bytes >= SMALL) {
         *charged = sim_round(bytes, SIM_GRAN);

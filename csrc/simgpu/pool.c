@@ -81,7 +81,7 @@ static bool tier_take(int tier, uint64_t bytes, uint64_t *charged)
     if (tier >= 0)
         return sim_vram_take(tier, bytes, charged);
     *charged = sim_round(bytes, 4096);
-    return sim_machine_charge(SIM_RAM, *charged);
+    return sim_charge(SIM_RAM, *charged);
 }
 
 static void block_free(CUmemoryPool p, struct block **link)

@@ -189,6 +189,7 @@ struct sim_span {
 CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, struct sim_span *out);
 
 /* ---- tiers (mem.c): small allocations share 2 MiB blocks, others are rounded up, as on a GPU */
+bool sim_charge(int tier, uint64_t bytes); /* sim_machine_charge, unless SIMGPU_FAULTS lets it fail */
 bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged); /* [locked] */
 void sim_vram_return(int device, uint64_t bytes, uint64_t charged); /* [locked] */
 void *sim_pages(uint64_t size, uint64_t align); /* zeroed private pages, NULL: no address space */

@@ -42,7 +42,7 @@ static void line_of(const struct sim_call *c, char sign, const char *what)
     if (!path[0])
         return;
     int n = snprintf(line, sizeof line, "%d %ld %llu %s %s%s%.*s%.*s\n", (int)getpid(), (long)syscall(SYS_gettid),
-                     0ull, stream_word(c->stream, room), sim_entry_names[c->entry],
+                     (unsigned long long)sim_host_now(), stream_word(c->stream, room), sim_entry_names[c->entry],
                      sign ? " " : "", sign ? 1 : 0, &sign, sign ? (int)(sizeof line / 2) : 0, what);
     if (n > 0 && (size_t)n < sizeof line)
         sim_append(path, line, (size_t)n);

@@ -5,6 +5,7 @@
  * mprotect. Rules: whole mappings only; bytes count from cuMemCreate until released *and* unmapped.
  */
 #define _GNU_SOURCE
+#include "faults.h"
 #include "state.h"
 
 #include <fcntl.h>
@@ -202,7 +203,7 @@ SIM_API CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, 
     h->fresh = true;
     sim_take();
     r = sim_capture_unsafe();
-    bool taken = !r && sim_machine_charge(tier_of(h), size);
+    bool taken = !r && sim_charge(tier_of(h), size);
     if (!r && (!taken || !place(h) || !sim_object_add(SIM_HANDLE, h->id, h))) {
         if (taken)
             sim_machine_return(tier_of(h), size);
@@ -331,6 +332,9 @@ SIM_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *ha
 SIM_API CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags)
 {
     SIM_ENTRY();
+    CUresult r = sim_fault_after_unmap(false, ptr, size);
+    if (r)
+        return r;
     struct sim_map *m = sim_map_new();
     if (!m)
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -338,7 +342,6 @@ SIM_API CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGene
     struct sim_handle *h = handle_of(handle);
     struct sim_reservation *res = sim_reservation_find(ptr);
     struct sim_map *next = sim_map_at(sim_map_from(ptr));
-    CUresult r = CUDA_SUCCESS;
     if (!h || !res || flags || offset || size != h->size || ptr % SIM_GRAN || size > res->base + res->size - ptr ||
         (next && next->base < ptr + size))
         r = CUDA_ERROR_INVALID_VALUE;
@@ -403,6 +406,8 @@ SIM_API CUresult cuMemUnmap(CUdeviceptr ptr, size_t size)
         settle(m->handle);
         free(m);
     }
+    if (!r)
+        sim_fault_unmapped(ptr, size);
     sim_give();
     return r;
 }
@@ -449,8 +454,11 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
     SIM_ENTRY();
     if (!desc || !count)
         return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = sim_fault_after_unmap(true, ptr, size);
+    if (r)
+        return r;
     sim_take();
-    CUresult r = whole(ptr, size) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
+    r = whole(ptr, size) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
     struct sim_map *m;
     size_t first = sim_map_from(ptr);
     for (size_t i = first; !r && (m = sim_map_at(i)) && m->base < ptr + size; i++)

@@ -23,6 +23,7 @@ def simgpu(run_sim):
 
     run.name = run_sim.name
     run.env = run_sim.env
+    run.tmp_path = run_sim.tmp_path
     return run
 
 
