@@ -62,6 +62,10 @@ def _name(text: str) -> str:
     return text
 
 
+def _text(text: str) -> str:
+    return text  # the driver checks it, and says what is wrong
+
+
 def _path(text: str) -> str:
     return os.path.abspath(text)
 
@@ -100,6 +104,8 @@ KEYS: Mapping[str, Key] = {
     ),
     "trace": Key(_path, "", "file that gets one line a driver call"),
     "stub_log": Key(_path, "", "file that gets the name of each unimplemented entry that was called"),
+    "faults": Key(_text, "", "driver calls that fail, are late or die: ENTRY=FAULT[@WHEN], separated by semicolons"),
+    "doubt": Key(_text, "", "a seed, or ids of BELIEFS.md separated by semicolons: hold unconfirmed beliefs otherwise"),
     "poison": Key(_flag, "0", "1: fresh device memory holds a pattern instead of zeroes"),
 }
 

@@ -94,10 +94,10 @@ bool sim_doubt_parse(const char *text)
             branch[i] = (int)(draw(seed, beliefs[i].id) % beliefs[i].branches);
     } else {
         for (const char *item = text; *item;) {
-            size_t n = strcspn(item, ",");
+            size_t n = strcspn(item, ",;"); /* ";" for --sim, where "," separates keys */
             if (!parse_name(item, n))
                 return false;
-            item += n + (item[n] == ',');
+            item += n + (item[n] != 0);
         }
     }
     return true;
