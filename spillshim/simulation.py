@@ -55,6 +55,13 @@ def _word(*words: str) -> Callable[[str], str]:
     return check
 
 
+def _times(text: str) -> str:
+    parts = text.split("/")
+    if len(parts) != 5 or not all(part.replace(".", "", 1).isdigit() and part.isascii() for part in parts):
+        raise ValueError(f"{text!r}: expected five times in microseconds, create/map/access/unmap/reserve")
+    return text
+
+
 def _name(text: str) -> str:
     # It becomes part of a file name in /dev/shm.
     if not text or len(text) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text):
@@ -89,6 +96,8 @@ KEYS: Mapping[str, Key] = {
     "devices": Key(_number, "1", "number of devices"),
     "link": Key(_rate, DEFAULT_LINK, "bytes per second between host and device"),
     "hbm": Key(_rate, DEFAULT_HBM, "bytes per second of device memory"),
+    "pin": Key(_rate, "2081M", "bytes of host memory pinned per second"),
+    "vmm": Key(_times, "193/1.5/36/26/19", "microseconds of memory management: create/map/access/unmap a handle/reserve"),
     "overlap": Key(_word("no", "yes"), "yes", "a kernel draws on VRAM and on the link at the same time"),
     "launch": Key(_count, "2500", "nanoseconds of host time that queueing work costs"),
     "clock": Key(_word("simulated", "real"), "simulated", "real: work and calls last as long as the simulated clock says"),

@@ -92,6 +92,22 @@ static int parse_choice(const char *var, const char *text, const char *words)
     return 0;
 }
 
+/* Five figures in microseconds, with or without decimals. */
+static void parse_vmm(void)
+{
+    const char *at = config.vmm;
+    for (int i = 0; i < SIM_VMM_COSTS; i++) {
+        char *end = NULL;
+        double us = *at >= '0' && *at <= '9' ? strtod(at, &end) : -1;
+        if (us < 0 || us > 1e9 || *end != (i == SIM_VMM_COSTS - 1 ? 0 : '/')) {
+            bad("SIMGPU_VMM", config.vmm, "five times in microseconds: create/map/access/unmap/reserve");
+            return;
+        }
+        config.vmm_ns[i] = (uint64_t)(us * 1000 + 0.5);
+        at = end + 1;
+    }
+}
+
 /* The name becomes part of a file name. */
 static void check_name(void)
 {
@@ -144,6 +160,7 @@ static void parse(void)
 #undef SIM_CHOICE
 #undef SIM_TEXT
     check_name();
+    parse_vmm();
     config.bad |= !sim_doubt_parse(config.doubt);
     if (config.mixed_copy == SIM_MIXED_AUTO)
         config.mixed_copy = sim_doubt(SIM_DOUBT_OVER_TIERS) ? SIM_MIXED_ALLOW : SIM_MIXED_REFUSE;

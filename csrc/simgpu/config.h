@@ -15,6 +15,8 @@ enum { SIM_OVERLAP_AUTO, SIM_OVERLAP_NO, SIM_OVERLAP_YES };
 enum { SIM_CLOCK_SIMULATED, SIM_CLOCK_REAL };
 enum { SIM_UNKNOWN_NOOP, SIM_UNKNOWN_PROBE, SIM_UNKNOWN_FAIL };
 
+enum { SIM_VMM_CREATE, SIM_VMM_MAP, SIM_VMM_ACCESS, SIM_VMM_UNMAP, SIM_VMM_RESERVE, SIM_VMM_COSTS };
+
 struct sim_config {
 #define SIM_SIZE(field, var, def, doc) uint64_t field;
 #define SIM_COUNT(field, var, def, lo, hi, doc) int field;
@@ -25,6 +27,7 @@ struct sim_config {
 #undef SIM_COUNT
 #undef SIM_CHOICE
 #undef SIM_TEXT
+    uint64_t vmm_ns[SIM_VMM_COSTS]; /* from vmm */
     bool bad; /* a value was malformed; said on stderr; cuInit and nvmlInit fail */
 };
 

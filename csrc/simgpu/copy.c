@@ -4,6 +4,7 @@
  * stream, guarded; the simulated time is bytes by the slower of the two places' rates.
  */
 #include "copy.h"
+#include "doubt.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,12 +33,34 @@ static uint64_t extent(const struct sim_box *b, const struct sim_side *s)
     return n;
 }
 
-static CUresult check_side(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, struct sim_span *span)
+static void join(struct sim_span *all, const struct sim_span *one)
 {
-    uint64_t n = extent(b, s);
-    if (!n)
+    all->known |= one->known;
+    all->vram |= one->vram;
+    all->ram |= one->ram;
+    all->pinned |= one->pinned;
+    all->managed |= one->managed;
+}
+
+/* [locked] */
+static CUresult check_side(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span)
+{
+    uint64_t n = extent(b, s), rows = 1, layers = 1, width = n;
+    if (!n || s->p + n < s->p)
         return CUDA_ERROR_INVALID_VALUE;
-    CUresult r = sim_span(ctx, s->p, n, span);
+    if (sim_doubt(SIM_DOUBT_RECTANGLE)) {
+        width = b->width;
+        rows = b->height;
+        layers = b->depth;
+    }
+    CUresult r = CUDA_SUCCESS;
+    *span = (struct sim_span){0};
+    for (uint64_t z = 0; !r && z < layers; z++)
+        for (uint64_t y = 0; !r && y < rows; y++) {
+            struct sim_span one;
+            r = sim_span(ctx, s->p + z * s->slice + y * s->pitch, width, write, &one);
+            join(span, &one);
+        }
     if (!r && s->must == SIM_DEVICE_SIDE && !span->known)
         r = CUDA_ERROR_INVALID_VALUE;
     return r;
@@ -53,9 +76,9 @@ CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad)
         struct sim_span dst, src;
         if (!b->width || !b->height || !b->depth)
             continue;
-        r = check_side(ctx, b, &b->dst, &dst);
+        r = check_side(ctx, b, &b->dst, true, &dst);
         if (!r)
-            r = check_side(ctx, b, &b->src, &src);
+            r = check_side(ctx, b, &b->src, false, &src);
         if (r) {
             if (bad)
                 *bad = i;
@@ -106,7 +129,7 @@ struct sim_op sim_job_op(struct sim_job *job)
 CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait)
 {
     /* Pageable memory is the caller's again when the call returns (cuda.h: such copies may be synchronous). */
-    bool block = wait || job->pageable;
+    bool block = wait || job->pageable || (!job->device_only && sim_doubt(SIM_DOUBT_ASYNC_WAITS));
     struct sim_op op = sim_job_op(job);
     return block ? sim_enqueue_wait(stream, pt, op) : sim_enqueue(stream, pt, op);
 }

@@ -10,6 +10,11 @@
 
 #define PAGE ((uint64_t)4096)
 
+uint64_t sim_pin_ns(uint64_t bytes)
+{
+    return (uint64_t)((double)bytes * 1e9 / (double)sim_config()->pin);
+}
+
 static CUresult pin(void **pp, uint64_t bytes, unsigned flags)
 {
     CUcontext ctx;
@@ -48,10 +53,13 @@ static CUresult pin(void **pp, uint64_t bytes, unsigned flags)
         if (taken)
             sim_machine_return(SIM_RAM, m->charged);
         free(m);
-    } else {
-        *pp = p;
     }
     sim_give();
+    if (!r) {
+        sim_poison_new(SIM_RAM, p, bytes);
+        sim_host_spend(sim_pin_ns(m->charged));
+        *pp = p;
+    }
     return r;
 }
 
@@ -96,6 +104,14 @@ SIM_API CUresult cuMemFreeHost(void *p)
     return p ? unpin(p, SIM_MAP_HOST, CUDA_ERROR_INVALID_VALUE) : CUDA_SUCCESS;
 }
 
+static bool held(uint64_t p)
+{
+    sim_take();
+    bool found = sim_map_find(p) != NULL;
+    sim_give();
+    return found;
+}
+
 static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
 {
     CUcontext ctx;
@@ -107,6 +123,8 @@ static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
     if (!p || !bytes || (flags & ~known) || at + bytes < at)
         return CUDA_ERROR_INVALID_VALUE;
     uint64_t first = at / PAGE * PAGE, pages = sim_round(at + bytes, PAGE) - first;
+    if (sim_pages_own(at) && !held(at)) /* freed device memory */
+        return CUDA_ERROR_INVALID_VALUE;
     if (msync((void *)(uintptr_t)first, pages, MS_ASYNC) && errno == ENOMEM) /* nothing mapped there */
         return CUDA_ERROR_INVALID_VALUE;
     struct sim_map *m = sim_map_new();
@@ -135,6 +153,8 @@ static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
     sim_give();
     if (r)
         free(m);
+    else
+        sim_host_spend(sim_pin_ns(pages));
     return r;
 }
 

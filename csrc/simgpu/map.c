@@ -2,6 +2,7 @@
 /* The memory map: what lies at each device-visible address. Called by allocation, VMM, copies and pointer queries.
  * Rules: [locked]; two arrays sorted by address (mappings, reservations), which never overlap within themselves.
  */
+#include "doubt.h"
 #include "state.h"
 
 #include <stdlib.h>
@@ -82,34 +83,40 @@ bool sim_reservation_add(struct sim_reservation *r) { return insert(&reservation
 void sim_reservation_remove(struct sim_reservation *r) { take_out(&reservations, r); }
 struct sim_reservation *sim_reservation_find(uint64_t p) { return find(&reservations, p); }
 
-static bool reachable(const struct sim_map *m, CUcontext ctx)
+/* May work of the context do this to the map? */
+static bool reachable(const struct sim_map *m, CUcontext ctx, bool write)
 {
+    if (m->kind == SIM_MAP_REGISTERED)
+        return !write || !(m->flags & CU_MEMHOSTREGISTER_READ_ONLY);
     if (m->kind != SIM_MAP_VMM)
         return true; /* copies between devices need no peer access (cuda.h, cuMemcpy under unified addressing) */
-    return m->devices & (1u << ctx->device | (m->in_ram ? 0 : 1u << m->device));
+    if (m->in_ram && sim_doubt(SIM_DOUBT_RAM_MAPPINGS) && !(write ? m->host_writes : m->host_access))
+        return false;
+    unsigned may = write ? m->writers : m->devices, who = 1u << ctx->device;
+    if (!m->in_ram && sim_doubt(SIM_DOUBT_FOREIGN_GRANT))
+        who |= 1u << m->device;
+    return may & who;
 }
 
-CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, struct sim_span *out)
+CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, bool write, struct sim_span *out)
 {
     *out = (struct sim_span){0};
     if (n == 0)
         return CUDA_SUCCESS;
-    if (p + n < p)
+    if (p + n < p || p == 0)
         return CUDA_ERROR_INVALID_VALUE;
     size_t i = sim_map_from(p);
     struct sim_map *m = sim_map_at(i);
-    if (!m || m->base > p) { /* not ours, unless it is a hole in a reservation */
-        if (sim_reservation_find(p) || p == 0)
-            return CUDA_ERROR_INVALID_VALUE;
-        return CUDA_SUCCESS;
-    }
+    bool hole = !m || m->base > p, vmm = hole ? sim_reservation_find(p) != NULL : m->kind == SIM_MAP_VMM;
+    if (hole && !vmm) /* not ours, unless it was */
+        return sim_pages_own(p) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
     out->known = true;
+    bool late = vmm && sim_doubt(SIM_DOUBT_COPY_LATE);
     for (uint64_t at = p; at < p + n; m = sim_map_at(++i)) {
         /* Only mappings of one reservation make one range; two allocations never do. */
-        if (!m || m->base > at || !reachable(m, ctx))
-            return CUDA_ERROR_INVALID_VALUE;
-        if (at > p && (m->kind != SIM_MAP_VMM || m->reservation != sim_map_at(i - 1)->reservation))
-            return CUDA_ERROR_INVALID_VALUE;
+        if (!m || m->base > at || !reachable(m, ctx, write) ||
+            (at > p && (m->kind != SIM_MAP_VMM || m->reservation != sim_map_at(i - 1)->reservation)))
+            return late ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
         *(m->in_ram ? &out->ram : &out->vram) = true;
         out->pinned |= m->kind == SIM_MAP_HOST || m->kind == SIM_MAP_REGISTERED;
         out->managed |= m->kind == SIM_MAP_MANAGED;

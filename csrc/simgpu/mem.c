@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Plain device memory: cuMemAlloc and its like, budgets, cuMemFree with its implicit synchronise. Called by
  * applications; the helpers by pools, arrays and module loading.
- * Rules: device memory is private zeroed pages, touched only by use; a fork does not copy it.
+ * Rules: device memory is private pages (pages.c), touched only by use; a fork does not copy it. A pointer is freed in its
+ * own context, whichever is current (unified addressing); it dies with that context.
  */
 #define _GNU_SOURCE
+#include "doubt.h"
 #include "faults.h"
 #include "state.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -27,7 +28,7 @@ bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged)
 {
     if (bytes >= TOO_LARGE || sim_fault_site(SIM_SITE_VRAM))
         return false;
-    if (bytes >= SMALL) {
+    if (bytes >= SMALL || sim_doubt(SIM_DOUBT_STEPS)) {
         *charged = sim_round(bytes, SIM_GRAN);
         return sim_machine_charge(device, *charged);
     }
@@ -42,7 +43,7 @@ bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged)
 
 void sim_vram_return(int device, uint64_t bytes, uint64_t charged)
 {
-    if (bytes >= SMALL) {
+    if (bytes >= SMALL || sim_doubt(SIM_DOUBT_STEPS)) {
         sim_machine_return(device, charged);
         return;
     }
@@ -53,28 +54,10 @@ void sim_vram_return(int device, uint64_t bytes, uint64_t charged)
         sim_machine_return(device, shrink);
 }
 
-void *sim_pages(uint64_t size, uint64_t align)
+/* Whose recycled bytes a map's pages are; managed memory may lie anywhere and is counted as RAM. */
+static int tier_of(enum sim_map_kind kind, int device)
 {
-    uint64_t span = align > PAGE ? size + align : size;
-    char *p = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return NULL;
-    if (align > PAGE) { /* trim both ends */
-        uint64_t at = (uint64_t)(uintptr_t)p, base = sim_round(at, align);
-        if (base > at)
-            munmap(p, base - at);
-        if (at + span > base + size)
-            munmap((char *)(uintptr_t)(base + size), at + span - base - size);
-        p = (char *)(uintptr_t)base;
-    }
-    if (size >= SIM_GRAN)
-        madvise(p, size, MADV_HUGEPAGE);
-    return p;
-}
-
-void sim_pages_free(void *p, uint64_t size)
-{
-    munmap(p, size);
+    return kind == SIM_MAP_DEVICE ? device : SIM_RAM;
 }
 
 static CUresult device_map(CUcontext ctx, uint64_t bytes, enum sim_map_kind kind, CUdeviceptr *out)
@@ -113,8 +96,7 @@ static CUresult device_map(CUcontext ctx, uint64_t bytes, enum sim_map_kind kind
         free(m);
         return r;
     }
-    if (sim_config()->poison)
-        memset(p, 0xA5, bytes);
+    sim_poison_new(tier_of(kind, m->device), p, bytes);
     *out = m->base;
     return CUDA_SUCCESS;
 }
@@ -126,8 +108,13 @@ CUresult sim_device_alloc(CUcontext ctx, uint64_t bytes, CUdeviceptr *out)
 
 CUresult sim_map_release(struct sim_map *m)
 {
-    if (m->kind != SIM_MAP_REGISTERED)
-        munmap((void *)(uintptr_t)m->base, m->real_size);
+    void *p = (void *)(uintptr_t)m->base;
+    if (m->kind == SIM_MAP_IPC) { /* the exporter's pages, outside our address space */
+        munmap(p, m->real_size);
+    } else if (m->kind != SIM_MAP_REGISTERED) {
+        sim_recycle_pages(tier_of(m->kind, m->device), p, m->real_size);
+        sim_pages_free(p, m->real_size);
+    }
     sim_take();
     if (m->kind == SIM_MAP_DEVICE)
         sim_vram_return(m->device, m->size, m->charged);
@@ -226,8 +213,10 @@ SIM_API CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned 
 SIM_API CUresult cuMemFree_v2(CUdeviceptr dptr)
 {
     SIM_ENTRY();
-    CUcontext ctx;
+    CUcontext ctx = NULL;
     CUresult r = sim_current(&ctx);
+    if (r == CUDA_ERROR_INVALID_CONTEXT && sim_doubt(SIM_DOUBT_FREE_BARE))
+        r = CUDA_SUCCESS;
     if (r || !dptr)
         return r;
     sim_take();
@@ -243,8 +232,11 @@ SIM_API CUresult cuMemFree_v2(CUdeviceptr dptr)
         return r;
     if (!ours)
         return CUDA_ERROR_INVALID_VALUE;
-    sim_drain(owner && !owner->dead ? owner : ctx);
-    return pooled ? sim_pool_free_now(dptr) : sim_map_release(m);
+    if (pooled) /* no implicit synchronisation for these (cuda.h, cuMemFree): what still runs on it faults */
+        return sim_pool_free_now(dptr);
+    if (!sim_doubt(SIM_DOUBT_FREE_WAITS))
+        sim_drain(owner);
+    return sim_map_release(m);
 }
 
 SIM_API CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)

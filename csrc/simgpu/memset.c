@@ -4,6 +4,7 @@
  * documentation, API synchronisation behaviour).
  */
 #include "copy.h"
+#include "doubt.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +50,7 @@ static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned va
         return CUDA_ERROR_INVALID_VALUE;
     struct sim_span span;
     sim_take();
-    CUresult r = sim_span(ctx, dst, extent, &span);
+    CUresult r = sim_span(ctx, dst, extent, true, &span);
     sim_give();
     if (r || !span.known)
         return CUDA_ERROR_INVALID_VALUE;
@@ -76,7 +77,8 @@ static CUresult set(CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned el
     r = make(ctx, dst, pitch, value, element, width, height, &op, &wait);
     if (r)
         return r;
-    return synchronous && wait ? sim_enqueue_wait(s, pt, op) : sim_enqueue(s, pt, op);
+    wait &= synchronous || sim_doubt(SIM_DOUBT_ASYNC_WAITS);
+    return wait ? sim_enqueue_wait(s, pt, op) : sim_enqueue(s, pt, op);
 }
 
 CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext handle, struct sim_op *out)

@@ -4,6 +4,7 @@
  * range is the reservation, the mapping is one handle, host-located memory says it is host memory.
  */
 #define _GNU_SOURCE
+#include "doubt.h"
 #include "state.h"
 
 #include <fcntl.h>
@@ -15,7 +16,8 @@
 #include <unistd.h>
 
 /* [locked] Write one attribute of a known pointer. `res` only: inside a reservation, but nothing is mapped there. */
-static CUresult answer(CUpointer_attribute a, CUdeviceptr p, const struct sim_map *m, const struct sim_reservation *res, void *data)
+static CUresult answer(CUcontext ctx, CUpointer_attribute a, CUdeviceptr p, const struct sim_map *m,
+                       const struct sim_reservation *res, void *data)
 {
     bool vmm = !m || m->kind == SIM_MAP_VMM;
     bool plain = m && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_POOLED);
@@ -25,10 +27,10 @@ static CUresult answer(CUpointer_attribute a, CUdeviceptr p, const struct sim_ma
         return CUDA_ERROR_INVALID_VALUE;
     switch (a) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
-        *(CUcontext *)data = vmm ? NULL : m->ctx;
+        *(CUcontext *)data = !vmm ? m->ctx : sim_doubt(SIM_DOUBT_VMM_CONTEXT) ? ctx : NULL;
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
-        *(unsigned *)data = m->in_ram ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
+        *(unsigned *)data = m->in_ram && !(vmm && sim_doubt(SIM_DOUBT_HOST_TYPE) == 2) ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
         *(CUdeviceptr *)data = p;
@@ -53,7 +55,7 @@ static CUresult answer(CUpointer_attribute a, CUdeviceptr p, const struct sim_ma
         *(unsigned *)data = m->kind == SIM_MAP_MANAGED;
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
-        *(int *)data = vmm && m->in_ram ? -1 : m->device;
+        *(int *)data = !vmm || !m->in_ram ? m->device : sim_doubt(SIM_DOUBT_HOST_TYPE) ? ctx->device : -1;
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
         *(unsigned *)data = m->kind == SIM_MAP_DEVICE;
@@ -74,8 +76,9 @@ static CUresult answer(CUpointer_attribute a, CUdeviceptr p, const struct sim_ma
         *(unsigned *)data = plain || (m->handle && sim_handle_rdma(m->handle));
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
-        *(unsigned *)data = !vmm || m->devices ? (m->read_only ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE)
-                                               : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE;
+        *(unsigned *)data = !vmm || m->writers >> ctx->device & 1   ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE
+                            : m->devices >> ctx->device & 1 ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ
+                                                            : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE;
         return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
         *(CUmemoryPool *)data = m->pool;
@@ -127,7 +130,7 @@ SIM_API CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute
     sim_take();
     struct sim_map *m = sim_map_find(ptr);
     struct sim_reservation *res = m ? NULL : sim_reservation_find(ptr);
-    r = m || res ? answer(attribute, ptr, m, res, data) : CUDA_ERROR_INVALID_VALUE;
+    r = m || res ? answer(ctx, attribute, ptr, m, res, data) : CUDA_ERROR_INVALID_VALUE;
     sim_give();
     return r;
 }
@@ -151,9 +154,9 @@ SIM_API CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_at
     for (unsigned i = 0; i < numAttributes; i++) {
         memset(data[i], 0, width(attributes[i]));
         if (attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
-            *(int *)data[i] = -2;
+            *(int *)data[i] = sim_doubt(SIM_DOUBT_PLURAL) ? 0 : -2;
         if (m || res)
-            answer(attributes[i], ptr, m, res, data[i]);
+            answer(ctx, attributes[i], ptr, m, res, data[i]);
     }
     sim_give();
     return CUDA_SUCCESS;
@@ -168,7 +171,8 @@ SIM_API CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute at
         return r;
     sim_take();
     struct sim_map *m = value && attribute == CU_POINTER_ATTRIBUTE_SYNC_MEMOPS ? sim_map_find(ptr) : NULL;
-    bool ok = m && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_POOLED || m->kind == SIM_MAP_MANAGED);
+    bool ok = m && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_POOLED || m->kind == SIM_MAP_MANAGED ||
+                    (m->kind == SIM_MAP_VMM && sim_doubt(SIM_DOUBT_VMM_CONTEXT)));
     if (ok)
         m->sync_memops = *(const unsigned *)value != 0;
     sim_give();
@@ -186,7 +190,7 @@ SIM_API CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUde
     struct sim_map *m = sim_map_find(dptr);
     bool ok = m && m->kind != SIM_MAP_REGISTERED;
     if (ok && pbase)
-        *pbase = m->base;
+        *pbase = m->kind == SIM_MAP_VMM && m->in_ram && sim_doubt(SIM_DOUBT_RANGE) ? 0 : m->base;
     if (ok && psize)
         *psize = m->size;
     sim_give();

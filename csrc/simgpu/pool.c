@@ -88,7 +88,9 @@ static void block_free(CUmemoryPool p, struct block **link)
 {
     struct block *b = *link;
     *link = b->next;
-    munmap((void *)(uintptr_t)b->base, sim_round(b->size, 4096));
+    void *pages = (void *)(uintptr_t)b->base;
+    sim_recycle_pages(p->tier, pages, b->size);
+    sim_pages_free(pages, b->size);
     if (p->tier >= 0)
         sim_vram_return(p->tier, b->size, b->charged);
     else
@@ -170,8 +172,7 @@ static struct block *fresh(CUmemoryPool p, uint64_t bytes)
         free(b);
         return NULL;
     }
-    if (sim_config()->poison)
-        memset(at, 0xA5, b->size);
+    sim_poison_new(p->tier, at, b->size);
     b->base = (uint64_t)(uintptr_t)at;
     b->next = p->blocks;
     p->blocks = b;
@@ -251,16 +252,24 @@ struct seal {
     uint64_t base, round;
 };
 
-/* The stream has reached the free: from here an access is a fault, unless the block is in use again. */
+/* [locked] What it held is gone; `closed`: and an access is a fault from now on. */
+static void seal(struct block *b, bool closed)
+{
+    void *p = (void *)(uintptr_t)b->base;
+    sim_poison_touched(p, b->size);
+    if (closed)
+        mprotect(p, sim_round(b->size, 4096), PROT_NONE);
+    b->sealed = closed;
+}
+
+/* The stream has reached the free. When it has been given the block again meanwhile, what it does next on it comes after this. */
 static CUresult run_seal(void *arg)
 {
     const struct seal *s = arg;
     sim_take();
     for (struct block *b = s->pool->blocks; b; b = b->next)
-        if (b->base == s->base && b->round == s->round && !b->used) {
-            mprotect((void *)(uintptr_t)b->base, sim_round(b->size, 4096), PROT_NONE);
-            b->sealed = true;
-        }
+        if (b->base == s->base && !b->sealed)
+            seal(b, b->round == s->round && !b->used);
     sim_give();
     return CUDA_SUCCESS;
 }
@@ -316,8 +325,8 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
     CUresult r = sim_current(&ctx);
     if (r || !ptr)
         return r ? r : CUDA_ERROR_INVALID_VALUE;
-    struct seal *seal = malloc(sizeof *seal);
-    struct sim_work *w = seal ? sim_work_new((struct sim_op){run_seal, free, seal, CU_GRAPH_NODE_TYPE_MEM_FREE}) : NULL;
+    struct seal *note = malloc(sizeof *note);
+    struct sim_work *w = note ? sim_work_new((struct sim_op){run_seal, free, note, CU_GRAPH_NODE_TYPE_MEM_FREE}) : NULL;
     if (!w)
         return CUDA_ERROR_OUT_OF_MEMORY;
     struct sim_task *t = NULL;
@@ -332,7 +341,7 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
         if (!r) {
-            *seal = (struct seal){p, b->base, b->round};
+            *note = (struct seal){p, b->base, b->round};
             sim_work_ref(w);
             r = sim_submit(s, w, NULL, 0, &t);
         }
@@ -366,8 +375,7 @@ CUresult sim_pool_free_now(CUdeviceptr ptr)
     struct block *b = block_at(ptr, &p);
     if (b) {
         take_back(p, b, NULL, 0);
-        mprotect((void *)(uintptr_t)b->base, sim_round(b->size, 4096), PROT_NONE);
-        b->sealed = true;
+        seal(b, true);
         trim(p, p->threshold);
         bury(p);
     }

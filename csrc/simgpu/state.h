@@ -144,11 +144,10 @@ struct sim_map {
     uint64_t base, size;
     enum sim_map_kind kind;
     bool in_ram;      /* bytes live in host memory */
-    bool host_access; /* VMM: a host descriptor was granted */
+    bool host_access, host_writes; /* VMM: what a host descriptor granted */
     bool sync_memops;
     uint64_t away; /* managed: 0 in VRAM, 1 on the host, else the launch (sim_account.id) that brings it in */
-    unsigned devices; /* VMM: bit per device that was granted access */
-    unsigned read_only;
+    unsigned devices, writers; /* VMM: a bit per device that was granted access, and access to write */
     int device;
     CUcontext ctx;
     uint64_t id, charged, real_size; /* charged: bytes of the tier's budget; real_size: what munmap takes */
@@ -185,15 +184,26 @@ struct sim_span {
     bool pinned;   /* host allocation or registration */
     bool managed;
 };
-/* [locked] CUDA_ERROR_INVALID_VALUE: a hole, no access, past the end of an allocation, or a mixture of tiers. */
-CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, struct sim_span *out);
+/* [locked] CUDA_ERROR_INVALID_VALUE: a hole, freed memory, no access of the wanted kind, past the end of an allocation, or a
+ * mixture of tiers. */
+CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, bool write, struct sim_span *out);
+
+/* ---- pages (pages.c) */
+void *sim_pages(uint64_t size, uint64_t align); /* private pages at an address of the driver's own; NULL: no address space */
+void sim_pages_free(void *p, uint64_t size);    /* closed, given back; the address may be handed out again */
+bool sim_pages_own(uint64_t p);                 /* is the address the driver's, in use or not? */
+/* What was handed out before holds poison. `tier`: a device, or SIM_RAM. */
+void sim_recycle_pages(int tier, const void *p, uint64_t size); /* before it is freed: counts what was touched */
+void sim_recycle(int tier, uint64_t bytes);                     /* the same, counted by the caller */
+void sim_poison_new(int tier, void *p, uint64_t size);          /* as much of a new allocation as is recycled */
+bool sim_poison_file(int tier, int fd, uint64_t offset, uint64_t size); /* the same of a handle's bytes; false: no memory */
+void sim_poison_touched(void *p, uint64_t size);                /* memory that stays with us, but not with its user */
 
 /* ---- tiers (mem.c): small allocations share 2 MiB blocks, others are rounded up, as on a GPU */
 bool sim_charge(int tier, uint64_t bytes); /* sim_machine_charge, unless SIMGPU_FAULTS lets it fail */
 bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged); /* [locked] */
 void sim_vram_return(int device, uint64_t bytes, uint64_t charged); /* [locked] */
-void *sim_pages(uint64_t size, uint64_t align); /* zeroed private pages, NULL: no address space */
-void sim_pages_free(void *p, uint64_t size);
+uint64_t sim_pin_ns(uint64_t bytes); /* what pinning host memory costs the caller (host.c) */
 CUresult sim_device_alloc(CUcontext ctx, uint64_t bytes, CUdeviceptr *out); /* budgeted; no capture check; takes the lock */
 CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already removed from the table; takes the lock */
 

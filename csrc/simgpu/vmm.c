@@ -5,6 +5,7 @@
  * mprotect. Rules: whole mappings only; bytes count from cuMemCreate until released *and* unmapped.
  */
 #define _GNU_SOURCE
+#include "doubt.h"
 #include "faults.h"
 #include "state.h"
 
@@ -23,7 +24,7 @@ struct sim_handle {
     uint64_t id, size, offset;
     CUmemAllocationProp prop;
     int fd;
-    bool own_file, imported, fresh;
+    bool own_file, imported;
     unsigned users, mapped; /* cuMemCreate/Retain/Import minus cuMemRelease; mappings */
 };
 
@@ -87,6 +88,7 @@ SIM_API CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t align
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *ptr = base;
+    sim_host_spend(sim_config()->vmm_ns[SIM_VMM_RESERVE]);
     return CUDA_SUCCESS;
 }
 
@@ -112,7 +114,11 @@ SIM_API CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size)
 /* What this device and driver say about a location and the rest of the properties. */
 static CUresult check_prop(const CUmemAllocationProp *p)
 {
+    static const CUresult missing[][2] = {{CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_INVALID_VALUE}, /* no host memory; not this kind */
+                                          {CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_INVALID_VALUE},
+                                          {CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_NOT_SUPPORTED}};
     const struct sim_config *c = sim_config();
+    const CUresult *lacks = missing[sim_doubt(SIM_DOUBT_NO_LOCATION)];
     if (!p || p->type != CU_MEM_ALLOCATION_TYPE_PINNED)
         return CUDA_ERROR_INVALID_VALUE;
     if (p->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE && p->requestedHandleTypes != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
@@ -121,13 +127,13 @@ static CUresult check_prop(const CUmemAllocationProp *p)
     case CU_MEM_LOCATION_TYPE_DEVICE:
         return sim_device_ok(p->location.id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
     case CU_MEM_LOCATION_TYPE_HOST_NUMA:
-        if (c->host_vmm == SIM_HOST_VMM_NONE)
-            return CUDA_ERROR_NOT_SUPPORTED;
-        return (c->host_vmm == SIM_HOST_VMM_NUMA || c->host_vmm == SIM_HOST_VMM_CRASH) && p->location.id == 0
-                   ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        if (c->host_vmm == SIM_HOST_VMM_NONE || c->host_vmm == SIM_HOST_VMM_HOST)
+            return lacks[c->host_vmm == SIM_HOST_VMM_HOST];
+        return p->location.id == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     case CU_MEM_LOCATION_TYPE_HOST:
-        return (c->host_vmm == SIM_HOST_VMM_HOST || c->host_vmm == SIM_HOST_VMM_CRASH) && !p->requestedHandleTypes
-                   ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        if (c->host_vmm == SIM_HOST_VMM_NONE || c->host_vmm == SIM_HOST_VMM_NUMA)
+            return lacks[1];
+        return p->requestedHandleTypes ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
     default: /* HOST_NUMA_CURRENT is always refused */
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -162,17 +168,35 @@ static bool place(struct sim_handle *h)
     return true;
 }
 
+/* Bytes of the handle that were ever touched: the rest of its file are holes. */
+static uint64_t written(const struct sim_handle *h)
+{
+    uint64_t bytes = 0;
+    for (off_t at = (off_t)h->offset, end = at + (off_t)h->size, data; at < end;) {
+        data = lseek(h->fd, at, SEEK_DATA);
+        if (data < 0 || data >= end)
+            break;
+        at = lseek(h->fd, data, SEEK_HOLE);
+        if (at < data)
+            break;
+        bytes += (uint64_t)((at < end ? at : end) - data);
+    }
+    return bytes;
+}
+
 /* [locked] Free the memory once nobody names or maps it. */
 static void settle(struct sim_handle *h)
 {
     if (h->users || h->mapped)
         return;
+    if (!h->imported) {
+        sim_recycle(tier_of(h), written(h));
+        sim_machine_return(tier_of(h), h->size);
+    }
     if (h->own_file)
         close(h->fd);
     else
         fallocate(h->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)h->offset, (off_t)h->size);
-    if (!h->imported)
-        sim_machine_return(tier_of(h), h->size);
     free(h);
 }
 
@@ -200,7 +224,6 @@ SIM_API CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, 
     h->size = size;
     h->prop = *prop;
     h->users = 1;
-    h->fresh = true;
     sim_take();
     r = sim_capture_unsafe();
     bool taken = !r && sim_charge(tier_of(h), size);
@@ -214,7 +237,11 @@ SIM_API CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, 
     sim_give();
     if (r)
         free(h);
-    return r;
+    if (r)
+        return r;
+    sim_poison_file(tier_of(h), h->fd, h->offset, size); /* nobody else has the number yet */
+    sim_host_spend(sim_config()->vmm_ns[SIM_VMM_CREATE] + (in_ram(&prop->location) ? sim_pin_ns(size) : 0));
+    return CUDA_SUCCESS;
 }
 
 SIM_API CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
@@ -255,7 +282,7 @@ SIM_API CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemA
         return r;
     if (!granularity || (option != CU_MEM_ALLOC_GRANULARITY_MINIMUM && option != CU_MEM_ALLOC_GRANULARITY_RECOMMENDED))
         return CUDA_ERROR_INVALID_VALUE;
-    *granularity = SIM_GRAN;
+    *granularity = option == CU_MEM_ALLOC_GRANULARITY_RECOMMENDED && sim_doubt(SIM_DOUBT_GRANULARITY) ? 16 * SIM_GRAN : SIM_GRAN;
     return CUDA_SUCCESS;
 }
 
@@ -371,35 +398,59 @@ SIM_API CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGene
     sim_give();
     if (r)
         free(m);
+    else
+        sim_host_spend(sim_config()->vmm_ns[SIM_VMM_MAP]);
     return r;
 }
 
-/* [locked] Is [ptr, ptr+size) exactly a row of whole VMM mappings? */
-static bool whole(uint64_t ptr, uint64_t size)
+/* [locked] Is [ptr, ptr+size) exactly a row of whole VMM mappings? With `gaps`, reserved address space may lie between. */
+static bool whole(uint64_t ptr, uint64_t size, bool gaps)
 {
     if (!size || ptr + size < ptr)
         return false;
     uint64_t at = ptr;
-    struct sim_map *m;
     for (size_t i = sim_map_from(ptr); at < ptr + size; i++) {
-        m = sim_map_at(i);
-        if (!m || m->base != at || m->kind != SIM_MAP_VMM)
+        struct sim_map *m = sim_map_at(i);
+        if (!m || m->base < at || m->kind != SIM_MAP_VMM || (!gaps && m->base != at))
             return false;
-        at += m->size;
+        at = m->base + m->size;
     }
     return at == ptr + size;
+}
+
+struct contexts {
+    CUcontext list[64];
+    unsigned count;
+};
+
+static void collect(void *object, void *arg)
+{
+    struct contexts *c = arg;
+    if (c->count < sizeof c->list / sizeof *c->list)
+        c->list[c->count++] = object;
+}
+
+static void drain_all(void)
+{
+    struct contexts c = {.count = 0};
+    sim_take();
+    sim_object_each(SIM_CONTEXT, collect, &c);
+    sim_give();
+    while (c.count)
+        sim_drain(c.list[--c.count]);
 }
 
 SIM_API CUresult cuMemUnmap(CUdeviceptr ptr, size_t size)
 {
     SIM_ENTRY();
+    if (sim_doubt(SIM_DOUBT_UNMAP_DRAINS))
+        drain_all();
+    unsigned handles = 0;
     sim_take();
-    CUresult r = whole(ptr, size) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
+    CUresult r = whole(ptr, size, sim_doubt(SIM_DOUBT_UNMAP_GAP)) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
     if (!r && mmap((void *)(uintptr_t)ptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
         r = CUDA_ERROR_OUT_OF_MEMORY;
-    for (uint64_t at = ptr; !r && at < ptr + size;) {
-        struct sim_map *m = sim_map_find(at);
-        at += m->size;
+    for (struct sim_map *m; !r && (m = sim_map_at(sim_map_from(ptr))) && m->base < ptr + size; handles++) {
         sim_map_remove(m);
         m->reservation->mapped--;
         m->handle->mapped--;
@@ -409,15 +460,18 @@ SIM_API CUresult cuMemUnmap(CUdeviceptr ptr, size_t size)
     if (!r)
         sim_fault_unmapped(ptr, size);
     sim_give();
+    if (!r)
+        sim_host_spend(handles * sim_config()->vmm_ns[SIM_VMM_UNMAP]);
     return r;
 }
 
 /* ---- access */
 
+/* Both sides use the same pages: what either may do is possible. */
 static int protection(const struct sim_map *m)
 {
-    bool any = m->devices || m->host_access;
-    return !any ? PROT_NONE : m->read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+    bool any = m->devices || m->host_access, write = m->writers || m->host_writes;
+    return !any ? PROT_NONE : !write ? PROT_READ : PROT_READ | PROT_WRITE;
 }
 
 static CUresult check_access(const CUmemAccessDesc *d, const struct sim_map *m)
@@ -438,15 +492,15 @@ static CUresult check_access(const CUmemAccessDesc *d, const struct sim_map *m)
 
 static void grant(struct sim_map *m, const CUmemAccessDesc *d)
 {
-    bool some = d->flags != CU_MEM_ACCESS_FLAGS_PROT_NONE;
+    bool some = d->flags != CU_MEM_ACCESS_FLAGS_PROT_NONE, write = d->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     if (d->location.type == CU_MEM_LOCATION_TYPE_DEVICE) {
         unsigned bit = 1u << d->location.id;
         m->devices = some ? m->devices | bit : m->devices & ~bit;
+        m->writers = write ? m->writers | bit : m->writers & ~bit;
     } else {
         m->host_access = some;
+        m->host_writes = write;
     }
-    if (some)
-        m->read_only = d->flags == CU_MEM_ACCESS_FLAGS_PROT_READ;
 }
 
 SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count)
@@ -458,7 +512,8 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
     if (r)
         return r;
     sim_take();
-    r = whole(ptr, size) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
+    r = whole(ptr, size, false) ? sim_capture_unsafe() : CUDA_ERROR_INVALID_VALUE;
+    unsigned handles = 0;
     struct sim_map *m;
     size_t first = sim_map_from(ptr);
     for (size_t i = first; !r && (m = sim_map_at(i)) && m->base < ptr + size; i++)
@@ -466,7 +521,7 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
             r = check_access(&desc[k], m);
     uint64_t run = ptr;
     int prot = -1;
-    for (size_t i = first; !r && (m = sim_map_at(i)) && m->base < ptr + size; i++) {
+    for (size_t i = first; !r && (m = sim_map_at(i)) && m->base < ptr + size; i++, handles++) {
         for (size_t k = 0; k < count; k++)
             grant(m, &desc[k]);
         int mine = protection(m);
@@ -478,13 +533,9 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
     }
     if (!r && mprotect((void *)(uintptr_t)run, ptr + size - run, prot))
         r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!r && sim_config()->poison)
-        for (size_t i = first; (m = sim_map_at(i)) && m->base < ptr + size; i++)
-            if (m->handle->fresh && protection(m) == (PROT_READ | PROT_WRITE)) {
-                memset((void *)(uintptr_t)m->base, 0xA5, m->size);
-                m->handle->fresh = false;
-            }
     sim_give();
+    if (!r)
+        sim_host_spend(handles * sim_config()->vmm_ns[SIM_VMM_ACCESS]);
     return r;
 }
 
@@ -493,15 +544,22 @@ SIM_API CUresult cuMemGetAccess(unsigned long long *flags, const CUmemLocation *
     SIM_ENTRY();
     sim_take();
     struct sim_map *m = flags && location ? sim_map_find(ptr) : NULL;
-    bool ok = m && m->kind == SIM_MAP_VMM;
-    if (ok) {
-        bool some = location->type == CU_MEM_LOCATION_TYPE_DEVICE
-                        ? sim_device_ok(location->id) && (m->devices >> location->id & 1) : m->host_access;
-        *flags = !some ? CU_MEM_ACCESS_FLAGS_PROT_NONE
-                 : m->read_only ? CU_MEM_ACCESS_FLAGS_PROT_READ : CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    CUresult r = m && m->kind == SIM_MAP_VMM ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!r) {
+        bool device = location->type == CU_MEM_LOCATION_TYPE_DEVICE, some = m->host_access, write = m->host_writes;
+        if (device && !sim_device_ok(location->id)) {
+            r = CUDA_ERROR_INVALID_VALUE;
+        } else if (device) {
+            some = m->devices >> location->id & 1;
+            write = m->writers >> location->id & 1;
+        } else if (location->type != CU_MEM_LOCATION_TYPE_HOST && location->type != CU_MEM_LOCATION_TYPE_HOST_NUMA) {
+            r = CUDA_ERROR_INVALID_VALUE;
+        }
+        if (!r)
+            *flags = write ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : some ? CU_MEM_ACCESS_FLAGS_PROT_READ : CU_MEM_ACCESS_FLAGS_PROT_NONE;
     }
     sim_give();
-    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return r;
 }
 
 bool sim_handle_exportable(const struct sim_handle *h) { return h->prop.requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE; }
