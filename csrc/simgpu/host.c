@@ -42,7 +42,7 @@ static CUresult pin(void **pp, uint64_t bytes, unsigned flags)
         r = CUDA_ERROR_OUT_OF_MEMORY;
     bool taken = !r;
     if (!r) {
-        p = sim_pages(m->real_size, m->real_size >= SIM_GRAN ? SIM_GRAN : PAGE);
+        p = sim_pages(m->real_size);
         m->base = (uint64_t)(uintptr_t)p;
         if (!p || !sim_map_add(m))
             r = CUDA_ERROR_OUT_OF_MEMORY;

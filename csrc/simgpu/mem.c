@@ -76,7 +76,7 @@ static CUresult device_map(CUcontext ctx, uint64_t bytes, enum sim_map_kind kind
     sim_take();
     CUresult r = !budgeted || sim_vram_take(m->device, bytes, &m->charged) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     bool taken = !r && budgeted;
-    void *p = r ? NULL : sim_pages(m->real_size, bytes >= SMALL ? SIM_GRAN : PAGE);
+    void *p = r ? NULL : sim_pages(m->real_size);
     if (p) {
         m->base = (uint64_t)(uintptr_t)p;
         if (budgeted)

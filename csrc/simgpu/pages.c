@@ -2,7 +2,8 @@
 /* Address space and pages of everything that is not VMM, and what recycled memory holds. Called by mem.c, host.c, pool.c,
  * vmm.c.
  * The driver has address space of its own: segments of PROT_NONE in which allocations are opened. What is freed is closed
- * again and its address handed out anew, as on a GPU; no malloc of the program ever gets it, so that a stale access faults.
+ * again: no malloc of the program ever gets its address, so that a stale access faults until an allocation of the same size
+ * takes it over, as it often does on a GPU; other sizes get fresh addresses as long as there are some.
  * Contents: a page that was never touched in this process is zero, as the kernel gives it; of every tier it is known how
  * many touched bytes were given back, and that many bytes of what is allocated next are poison. So neither old bytes nor
  * zeroes can be relied on (cuda.h: the memory is not cleared), and memory that nobody touches still costs nothing.
@@ -19,6 +20,7 @@
 
 #define PAGE ((uint64_t)4096)
 #define SEGMENT ((uint64_t)64 << 30)
+#define SMALL ((uint64_t)1 << 20) /* from here on at whole granules */
 #define POISON 0xA5
 
 struct range {
@@ -30,6 +32,7 @@ static struct range *gaps; /* free, sorted by address, never adjacent */
 static size_t gap_count, gap_room;
 static struct range *segments;
 static size_t segment_count;
+static struct range unused; /* of the newest segment: small allocations take its end, others its beginning */
 static uint64_t recycled[SIM_MAX_DEVICES + 1]; /* touched bytes given back and not yet handed out; the last one is RAM */
 
 static uint64_t *recycled_of(int tier)
@@ -94,12 +97,12 @@ static void gap_give(uint64_t base, uint64_t size)
     }
 }
 
-/* First fit, lowest address: a freed address comes back soon, as on a GPU. 0: nothing fits. */
-static uint64_t gap_take(uint64_t size, uint64_t align)
+/* From a gap of exactly this size, or from any. 0: nothing fits. Everything in a gap begins at a multiple of a page. */
+static uint64_t gap_take(uint64_t size, uint64_t align, bool exact)
 {
     for (size_t i = 0; i < gap_count; i++) {
         uint64_t base = sim_round(gaps[i].base, align), end = gaps[i].base + gaps[i].size;
-        if (base < gaps[i].base || base > end || size > end - base)
+        if (base > end || size > end - base || (exact && size != gaps[i].size))
             continue;
         uint64_t before = base - gaps[i].base, after = end - base - size;
         if (before && after) {
@@ -118,22 +121,44 @@ static uint64_t gap_take(uint64_t size, uint64_t align)
     return 0;
 }
 
+/* Addresses that nobody had before. */
+static uint64_t fresh_take(uint64_t size, bool small)
+{
+    if (size > unused.size)
+        return 0;
+    unused.size -= size;
+    if (small)
+        return unused.base + unused.size;
+    unused.base += size;
+    return unused.base - size;
+}
+
 static bool segment_new(uint64_t least)
 {
     struct range *more = realloc(segments, (segment_count + 1) * sizeof *more);
     if (!more)
         return false;
     segments = more;
+    least += SIM_GRAN; /* its beginning is rounded up */
     for (uint64_t size = least > SEGMENT ? least : SEGMENT;; size = size / 2 < least ? least : size / 2) {
         void *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p != MAP_FAILED) {
-            segments[segment_count++] = (struct range){(uint64_t)(uintptr_t)p, size};
-            gap_give((uint64_t)(uintptr_t)p, size);
+            uint64_t base = (uint64_t)(uintptr_t)p, first = sim_round(base, SIM_GRAN);
+            segments[segment_count++] = (struct range){base, size};
+            if (unused.size)
+                gap_give(unused.base, unused.size);
+            unused = (struct range){first, (base + size - first) / SIM_GRAN * SIM_GRAN};
             return true;
         }
         if (size == least)
             return false;
     }
+}
+
+/* Bytes of address space that an allocation takes. */
+static uint64_t span_of(uint64_t size)
+{
+    return sim_round(size, size < SMALL ? PAGE : SIM_GRAN);
 }
 
 bool sim_pages_own(uint64_t p)
@@ -146,20 +171,23 @@ bool sim_pages_own(uint64_t p)
     return own;
 }
 
-void *sim_pages(uint64_t size, uint64_t align)
+void *sim_pages(uint64_t size)
 {
-    size = sim_round(size, PAGE);
-    if (align < PAGE)
-        align = PAGE;
+    bool small = size < SMALL;
+    uint64_t span = span_of(size), align = small ? PAGE : SIM_GRAN;
     pthread_mutex_lock(&mutex);
-    uint64_t base = gap_take(size, align);
-    if (!base && segment_new(sim_round(size + align, SIM_GRAN)))
-        base = gap_take(size, align);
+    uint64_t base = gap_take(span, align, true);
+    if (!base)
+        base = fresh_take(span, small);
+    if (!base)
+        base = gap_take(span, align, false);
+    if (!base && segment_new(sim_round(span, SIM_GRAN)))
+        base = fresh_take(span, small);
     pthread_mutex_unlock(&mutex);
     void *p = (void *)(uintptr_t)base;
     if (!base)
         return NULL;
-    if (mprotect(p, size, PROT_READ | PROT_WRITE)) { /* too many mappings */
+    if (mprotect(p, sim_round(size, PAGE), PROT_READ | PROT_WRITE)) { /* too many mappings */
         sim_pages_free(p, size);
         return NULL;
     }
@@ -170,12 +198,12 @@ void *sim_pages(uint64_t size, uint64_t align)
 
 void sim_pages_free(void *p, uint64_t size)
 {
-    size = sim_round(size, PAGE);
+    uint64_t span = span_of(size);
     /* A new mapping, not mprotect: it gives the pages back, and forgets what madvise said of the old one. */
-    if (mmap(p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+    if (mmap(p, span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
         return; /* too many mappings: the address is not used again */
     pthread_mutex_lock(&mutex);
-    gap_give((uint64_t)(uintptr_t)p, size);
+    gap_give((uint64_t)(uintptr_t)p, span);
     pthread_mutex_unlock(&mutex);
 }
 

@@ -163,7 +163,7 @@ static struct block *fresh(CUmemoryPool p, uint64_t bytes)
                 trim(o, 0);
         taken = tier_take(p->tier, b->size, &b->charged);
     }
-    void *at = taken ? sim_pages(sim_round(b->size, 4096), b->size >= SIM_GRAN ? SIM_GRAN : 4096) : NULL;
+    void *at = taken ? sim_pages(b->size) : NULL;
     if (!at) {
         if (taken && p->tier >= 0)
             sim_vram_return(p->tier, b->size, b->charged);

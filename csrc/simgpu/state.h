@@ -189,7 +189,7 @@ struct sim_span {
 CUresult sim_span(CUcontext ctx, uint64_t p, uint64_t n, bool write, struct sim_span *out);
 
 /* ---- pages (pages.c) */
-void *sim_pages(uint64_t size, uint64_t align); /* private pages at an address of the driver's own; NULL: no address space */
+void *sim_pages(uint64_t size); /* private pages at an address of the driver's own; NULL: no address space */
 void sim_pages_free(void *p, uint64_t size);    /* closed, given back; the address may be handed out again */
 bool sim_pages_own(uint64_t p);                 /* is the address the driver's, in use or not? */
 /* What was handed out before holds poison. `tier`: a device, or SIM_RAM. */
