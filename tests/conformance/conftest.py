@@ -212,13 +212,16 @@ def check_report(suite: Suite, doubt: str, beliefs: list[str], saw: list[tuple[s
     """A passed test has said what it saw of each of its beliefs; on simgpu that is the branch in force."""
     stray = {name for name, _, _ in saw} - set(beliefs)
     silent = set(beliefs) - {name for name, _, _ in saw}
-    assert not stray and not silent, f"reported without being marked: {sorted(stray)}; marked and not reported: {sorted(silent)}"
+    if stray or silent:
+        pytest.fail(f"reported without being marked: {sorted(stray)}; marked and not reported: {sorted(silent)}", pytrace=False)
     if suite.real:
         return
     in_force = suite.drawn(doubt)
     for name, branch, text in saw:
         expected = in_force.get(name, 0)
-        assert branch == expected, f"{name}: branch {expected} is in force, the test saw {'something else' if branch is None else branch}: {text}"
+        if branch != expected:
+            seen = "something else" if branch is None else f"branch {branch}"
+            pytest.fail(f"{name}: branch {expected} is in force, the test saw {seen}: {text}", pytrace=False)
 
 
 # --- what was seen ------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Worker:
         self._answers, said = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        self.pid: int | None = os.fork()
         if self.pid == 0:
             os.close(self._ask)
             os.close(self._answers)
@@ -118,7 +118,9 @@ class Worker:
         return Outcome(**made)
 
     def end(self) -> str:
-        """Ends the process and what it started; in words how it ended."""
+        """Ends the process and what it started; in words how it ended, when it had not been ended already."""
+        if self.pid is None:
+            return "ended before"
         for pipe in (self._ask, self._answers):
             os.close(pipe)
         until = time.monotonic() + 5
@@ -133,4 +135,5 @@ class Worker:
         if not pid:
             pid, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        self.pid = None
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
