@@ -167,6 +167,10 @@ static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, bool wait)
         captured = true;
         CUgraphNode node;
         r = s->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
+        if (!r && op.kind == SIM_OP_CALLBACK) { /* cuda.h, cuStreamAddCallback: not supported in captures */
+            s->capture->invalid = true;
+            r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        }
         if (!r) {
             sim_work_ref(w); /* ours is let go below, outside the lock */
             r = sim_graph_add(s->capture->graph, op.kind, w, s->tips, s->tip_count, &node);

@@ -39,6 +39,7 @@ static CUresult context_new(int device, unsigned flags, unsigned api, CUcontext 
 /* Wait for its work, give back what it holds. The object stays, dead (and, for a primary one, may live again). */
 static void context_end(CUcontext c)
 {
+    atomic_store(&c->ending, true);
     sim_drain(c);
     sim_take();
     sim_object_drop(SIM_CONTEXT, (uint64_t)(uintptr_t)c);
@@ -50,7 +51,10 @@ static void context_end(CUcontext c)
         sim_stream_close(s);
     }
     c->legacy = NULL;
+    struct sim_task *gate = c->gate;
+    c->gate = NULL;
     sim_give();
+    sim_task_drop(gate);
     sim_ctx_wipe(c);
     sim_code_context_gone(c);
 }

@@ -40,7 +40,7 @@ CUresult sim_stub(const char *name)
 CUresult sim_ready(void)
 {
     switch (atomic_load(&state)) {
-    case READY: return CUDA_SUCCESS;
+    case READY: return sim_in_host_call() ? CUDA_ERROR_NOT_PERMITTED : CUDA_SUCCESS;
     case LEAVING: return CUDA_ERROR_DEINITIALIZED;
     default: return CUDA_ERROR_NOT_INITIALIZED;
     }

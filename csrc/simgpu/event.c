@@ -128,6 +128,18 @@ static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
     return r;
 }
 
+/* [locked] On a stream of its own, so that nothing submitted later waits for it: a task behind everything of the context
+ * (after NULL), or behind these. */
+static CUresult apart(CUcontext c, struct sim_task *const *after, unsigned count, struct sim_task **out)
+{
+    CUstream s = sim_stream_new(c, CU_STREAM_NON_BLOCKING, 0);
+    if (!s)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = after ? sim_submit(s, NULL, after, count, out) : sim_submit_fence(c, s, out);
+    sim_stream_close(s);
+    return r;
+}
+
 SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
 {
     SIM_ENTRY();
@@ -135,14 +147,11 @@ SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
     sim_take();
     CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
     CUevent e = event_of(hEvent);
-    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e || e->ctx != c ? CUDA_ERROR_INVALID_HANDLE : sim_capture_sync(c);
-    if (!r) {
-        /* On a stream of its own, so that nothing submitted later waits for it. */
-        CUstream s = sim_stream_new(c, CU_STREAM_NON_BLOCKING, 0);
-        r = s ? sim_submit_fence(c, s, &fresh) : CUDA_ERROR_OUT_OF_MEMORY;
-        if (s)
-            sim_stream_close(s);
-    }
+    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e || e->ctx != c ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&c->sticky);
+    if (!r)
+        r = sim_capture_sync(c);
+    if (!r)
+        r = apart(c, NULL, 0, &fresh);
     if (!r) {
         struct sim_task *old = e->task;
         e->task = fresh;
@@ -157,14 +166,31 @@ SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
 SIM_API CUresult cuCtxWaitEvent(CUcontext hCtx, CUevent hEvent)
 {
     SIM_ENTRY();
+    struct sim_task *gate = NULL, *old = NULL;
     sim_take();
     CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
     CUevent e = event_of(hEvent);
-    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e ? CUDA_ERROR_INVALID_HANDLE : sim_capture_sync(c);
-    if (!r && e->task)
+    CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&c->sticky);
+    if (!r)
+        r = sim_capture_sync(c);
+    struct sim_capture *of = e && e->capture ? sim_capture_by_id(e->capture) : NULL;
+    if (!r && of) { /* an event that marks a place in a capture */
+        of->invalid = true;
+        r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    if (!r && e->task && !e->capture) {
+        struct sim_task *const both[] = {e->task, c->gate};
+        sim_host_reach(e->task->submit_ns);
+        r = apart(c, both, c->gate ? 2 : 1, &gate);
         for (CUstream s = c->streams; s && !r; s = s->next)
-            r = sim_submit(s, NULL, &e->task, 1, NULL);
+            r = sim_submit(s, NULL, &gate, 1, NULL);
+        if (gate) {
+            old = c->gate;
+            c->gate = gate;
+        }
+    }
     sim_give();
+    sim_task_drop(old);
     return r;
 }
 

@@ -169,7 +169,7 @@ SIM_API CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, 
 static CUresult run_host(void *arg)
 {
     const CUDA_HOST_NODE_PARAMS *p = arg;
-    p->fn(p->userData);
+    sim_call_host(p->fn, p->userData);
     return CUDA_SUCCESS;
 }
 

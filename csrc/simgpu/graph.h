@@ -76,6 +76,8 @@ bool sim_tips_add(CUstream s, CUgraphNode const *nodes, unsigned count);
 /* Operations from parameters, for graph nodes (copy_entries.c, memset.c, graph.c). Validated now. */
 CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *out);
 CUresult sim_copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, struct sim_op *out);
+CUresult sim_memop_op(const CUDA_BATCH_MEM_OP_NODE_PARAMS *p, struct sim_op *out); /* memop.c */
+void sim_memop_params(const struct sim_op *op, CUDA_BATCH_MEM_OP_NODE_PARAMS *out); /* paramArray points into the operation */
 CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, struct sim_op *out);
 
 #endif

@@ -27,7 +27,7 @@ struct sim_waiter { /* a host thread in sim_task_wait */
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local uint64_t charged_ns;
+static _Thread_local uint64_t started_ns, charged_ns; /* of the operation that this thread runs */
 
 struct sim_work *sim_work_new(struct sim_op op)
 {
@@ -72,6 +72,11 @@ void sim_task_drop(struct sim_task *t)
 void sim_charge_ns(uint64_t ns)
 {
     charged_ns += ns;
+}
+
+uint64_t sim_task_clock(void)
+{
+    return started_ns + charged_ns;
 }
 
 static uint64_t later(uint64_t a, uint64_t b)
@@ -152,8 +157,9 @@ static void run_task(struct sim_task *t)
     pthread_mutex_unlock(&mutex);
     bool real = sim_config()->clock == SIM_CLOCK_REAL;
     uint64_t began = real ? sim_real_ns() : 0;
+    started_ns = start;
     charged_ns = 0;
-    if (!atomic_load(sticky)) {
+    if (!atomic_load(sticky) || w->op.kind == SIM_OP_CALLBACK) {
         CUresult r = w->op.run ? w->op.run(w->op.arg) : CUDA_SUCCESS;
         int none = 0;
         if (r)
@@ -230,6 +236,10 @@ CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority)
     pthread_cond_init(&s->wake, NULL);
     s->next = ctx->streams;
     ctx->streams = s;
+    if (ctx->gate && sim_submit(s, NULL, &ctx->gate, 1, NULL)) {
+        sim_stream_close(s);
+        return NULL;
+    }
     return s;
 }
 

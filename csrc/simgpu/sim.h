@@ -28,6 +28,9 @@ struct sim_op {
     CUgraphNodeType kind; /* what it becomes when the stream is capturing */
 };
 
+/* The kind of a cuStreamAddCallback operation: no graph holds one, and it runs in a context that has failed too. */
+#define SIM_OP_CALLBACK ((CUgraphNodeType)0x100)
+
 /* Queue `op` on `stream` (NULL, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD are resolved here; `ptsz` says that the entry was
  * the per-thread-default-stream variant). Adds a graph node instead when the stream is capturing. Takes over `op`
  * (calls drop on failure). Source: cuda.h, stream synchronisation behaviour. */

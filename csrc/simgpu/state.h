@@ -105,15 +105,18 @@ struct sim_task *sim_stream_last(CUstream s); /* a reference, or NULL when nothi
 void sim_drain(CUcontext ctx);                /* wait for everything submitted to the context so far */
 /* Add simulated time to the operation that this thread runs. */
 void sim_charge_ns(uint64_t ns);
+uint64_t sim_task_clock(void); /* simulated time inside that operation: its start and what was charged so far */
 
 /* ---- contexts (ctx.c) */
 struct CUctx_st {
     int device;
     bool primary, dead;
+    atomic_bool ending;   /* being destroyed: what waits for memory gives up */
     unsigned flags, retained, api;
     uint64_t id;
     atomic_int sticky; /* first CUresult of a failed operation */
     CUstream legacy, streams;
+    struct sim_task *gate; /* [sim_lock] what cuCtxWaitEvent made all later work wait for; a new stream begins with it */
     size_t limits[CU_LIMIT_MAX];
     int cache, banks;
     unsigned peers; /* bit per device */
@@ -127,6 +130,9 @@ struct sim_thread {
     unsigned owned;
 };
 struct sim_thread *sim_self(void); /* NULL: out of memory */
+/* Call the program's function from a stream: CUDA calls that it makes are CUDA_ERROR_NOT_PERMITTED (thread.c). */
+void sim_call_host(CUhostFn fn, void *data);
+bool sim_in_host_call(void);
 /* Queue an operation and wait for it (a captured one is only recorded): the synchronous copies. In capture.c. */
 CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op);
 CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out); /* [locked] */

@@ -155,32 +155,47 @@ static CUresult synchronize(CUstream handle, bool pt)
     return (CUresult)atomic_load(&ctx->sticky);
 }
 
-struct host_call {
-    CUhostFn fn;
-    CUstreamCallback callback;
+struct callback {
+    CUstreamCallback fn;
+    CUcontext ctx;
     CUstream stream;
     void *data;
 };
 
-static CUresult run_host(void *arg)
+static void call_back(void *arg)
 {
-    struct host_call *h = arg;
-    if (h->fn)
-        h->fn(h->data);
-    else
-        h->callback(h->stream, CUDA_SUCCESS, h->data);
+    const struct callback *c = arg;
+    c->fn(c->stream, (CUresult)atomic_load(&c->ctx->sticky), c->data);
+}
+
+static CUresult run_callback(void *arg)
+{
+    sim_call_host(call_back, arg);
     return CUDA_SUCCESS;
 }
 
-static CUresult host(CUstream s, bool pt, struct host_call call)
+static CUresult add_callback(CUstream s, bool pt, CUstreamCallback fn, void *data, unsigned flags)
 {
-    if (!call.fn && !call.callback)
+    CUcontext ctx;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
+    if (!fn || flags)
         return CUDA_ERROR_INVALID_VALUE;
-    struct host_call *h = malloc(sizeof *h);
-    if (!h)
+    struct callback *c = malloc(sizeof *c);
+    if (!c)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *h = call;
-    return sim_enqueue(s, pt, (struct sim_op){run_host, free, h, CU_GRAPH_NODE_TYPE_HOST});
+    *c = (struct callback){fn, ctx, s, data};
+    return sim_enqueue(s, pt, (struct sim_op){run_callback, free, c, SIM_OP_CALLBACK});
+}
+
+static CUresult host(CUstream s, bool pt, CUhostFn fn, void *data, unsigned mode)
+{
+    struct sim_op op;
+    if (mode > CU_HOST_TASK_SPINWAIT)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = sim_host_op(&(CUDA_HOST_NODE_PARAMS){.fn = fn, .userData = data}, &op);
+    return r ? r : sim_enqueue(s, pt, op);
 }
 
 struct property {
@@ -205,6 +220,18 @@ static CUresult property_of(CUstream handle, bool pt, struct property *out)
     return r;
 }
 
+/* There are no green contexts: none is ever answered. */
+static CUresult get_ctx(CUstream s, bool pt, CUcontext *ctx, CUgreenCtx *green)
+{
+    struct property p;
+    CUresult r = ctx ? property_of(s, pt, &p) : CUDA_ERROR_INVALID_VALUE;
+    if (!r)
+        *ctx = p.ctx;
+    if (!r && green)
+        *green = NULL;
+    return r;
+}
+
 #define ASK(suffix, pt, entry, type, expression) \
     SIM_API CUresult entry##suffix(CUstream s, type *out) \
     { \
@@ -224,12 +251,13 @@ static CUresult property_of(CUstream handle, bool pt, struct property *out)
     ASK(suffix, pt, cuStreamGetDevice, CUdevice, p.ctx->device) \
     SIM_API CUresult cuStreamQuery##suffix(CUstream s) { SIM_ENTRY(); return query(s, pt); } \
     SIM_API CUresult cuStreamSynchronize##suffix(CUstream s) { SIM_ENTRY(); return synchronize(s, pt); } \
+    SIM_API CUresult cuStreamGetCtx_v2##suffix(CUstream s, CUcontext *ctx, CUgreenCtx *green) \
+    { SIM_ENTRY(); return get_ctx(s, pt, ctx, green); } \
     SIM_API CUresult cuLaunchHostFunc##suffix(CUstream s, CUhostFn fn, void *data) \
-    { SIM_ENTRY(); return host(s, pt, (struct host_call){.fn = fn, .data = data}); } \
+    { SIM_ENTRY(); return host(s, pt, fn, data, CU_HOST_TASK_BLOCKING); } \
     SIM_API CUresult cuLaunchHostFunc_v2##suffix(CUstream s, CUhostFn fn, void *data, unsigned int mode) \
-    { SIM_ENTRY(); (void)mode; return host(s, pt, (struct host_call){.fn = fn, .data = data}); } \
-    SIM_API CUresult cuStreamAddCallback##suffix(CUstream s, CUstreamCallback callback, void *data, unsigned int flags) \
-    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE \
-                                : host(s, pt, (struct host_call){.callback = callback, .stream = s, .data = data}); }
+    { SIM_ENTRY(); return host(s, pt, fn, data, mode); } \
+    SIM_API CUresult cuStreamAddCallback##suffix(CUstream s, CUstreamCallback fn, void *data, unsigned int flags) \
+    { SIM_ENTRY(); return add_callback(s, pt, fn, data, flags); }
 STREAM_ENTRIES(, false)
 STREAM_ENTRIES(_ptsz, true)

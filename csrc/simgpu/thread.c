@@ -18,11 +18,14 @@ static _Thread_local struct sim_thread *self;
 static void thread_gone(void *arg)
 {
     struct sim_thread *t = arg;
-    sim_take();
-    for (unsigned i = 0; i < t->owned; i++)
+    bool ours = sim_ready() == CUDA_SUCCESS; /* not in the child of a fork, whose locks nobody gives back */
+    if (ours)
+        sim_take();
+    for (unsigned i = 0; ours && i < t->owned; i++)
         if (!t->own[i].ctx->dead)
             sim_stream_close(t->own[i].stream);
-    sim_give();
+    if (ours)
+        sim_give();
     free(t->own);
     free(t);
     self = NULL;
@@ -46,6 +49,22 @@ struct sim_thread *sim_self(void)
     pthread_setspecific(key, t);
     self = t;
     return t;
+}
+
+/* ---- the program's functions in streams */
+
+static _Thread_local bool in_host_call;
+
+bool sim_in_host_call(void)
+{
+    return in_host_call;
+}
+
+void sim_call_host(CUhostFn fn, void *data)
+{
+    in_host_call = true;
+    fn(data);
+    in_host_call = false;
 }
 
 /* ---- guarded execution */
