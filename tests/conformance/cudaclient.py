@@ -354,3 +354,20 @@ def host_kind():
             release(handle.value)
             return kind
     return None
+
+
+def in_a_child(work):
+    """What work() answers in a forked process, or the name of the signal that ends it. The driver must not be in use yet: it does
+    not survive a fork."""
+    said, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(say, str(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(say)
+    answer = os.read(said, 20)
+    os.close(said)
+    _, status = os.waitpid(child, 0)
+    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else int(answer)

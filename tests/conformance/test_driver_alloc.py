@@ -158,10 +158,10 @@ def managed(size):
 def test_managed_memory_is_seen_by_both():
     p = managed(MIB)
     words = (C.c_uint64 * (MIB // 8)).from_address(p)
-    words[3] = 30
+    words[0], words[3] = 10, 30
     launch(kernel("xp_add"), p, MIB // 8, 1)
     call("cuCtxSynchronize")
-    assert (words[0], words[3]) == (1, 31)
+    assert (words[0], words[3]) == (11, 31)
 
 
 @belief("alloc.managed_may_exceed_vram")
@@ -273,6 +273,7 @@ def test_plain_free_of_stream_ordered_memory():
     s = stream()
     p = allocated(MIB, s)
     call("cuMemsetD8Async", p, C.c_ubyte(1), MIB, s)
+    call("cuStreamSynchronize", s)  # such a free waits for nothing
     free(p)
     free(p, want=INVALID)
 

@@ -243,6 +243,7 @@ def test_unloading_beside_queued_work():
 
 
 def dead_module():
+    start()
     module = C.c_void_p()
     call("cuModuleLoadData", C.byref(module), GLOBAL_PTX)
     call("cuModuleUnload", module)
@@ -250,29 +251,15 @@ def dead_module():
 
 
 def dead_stream():
+    start()
     s = stream()
     call("cuStreamDestroy_v2", s)
     return call("cuStreamSynchronize", s, want=ANY)
 
 
 def garbage_function():
+    start()
     return launch(C.c_void_p(0x1234), grid=1, block=1, want=ANY)
-
-
-def in_a_child(work):
-    """What work() answers, "SIGSEGV" or the like when the process dies of it. For tests in a process of their own, before cuInit."""
-    said, say = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            start()
-            os.write(say, str(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(say)
-    answer = os.read(said, 20)
-    _, status = os.waitpid(child, 0)
-    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else int(answer)
 
 
 @own_process

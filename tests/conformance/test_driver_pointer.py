@@ -78,12 +78,12 @@ def test_host_vmm_memory():
     base, _ = backed(ram())
     seen = (ask(MEMORY_TYPE, base, C.c_uint, want=ANY), ask(ORDINAL, base, C.c_int, want=ANY))
     assert seen[0] in (1, 2)
-    saw("pointer.host_vmm_type", 0 if seen == (1, -1) else 1, f"type and ordinal: {seen}")
+    saw("pointer.host_vmm_type", 0 if seen == (1, -1) else 1 if seen[0] == 1 else 2, f"type and ordinal: {seen}")
 
 
 @belief("pointer.range_is_reservation")
 def test_ranges_of_vmm_memory():
-    base, _ = backed(DEVICE, DEVICE, DEVICE)
+    base, _ = backed(DEVICE, ram(), DEVICE)
     at = base + GRANULE + 100
     reservation = (ask(RANGE_START, at, want=ANY), ask(RANGE_SIZE, at, want=ANY))
     mapping = (ask(MAPPING_BASE, at, want=ANY), ask(MAPPING_SIZE, at, want=ANY))

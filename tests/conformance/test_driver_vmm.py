@@ -185,8 +185,10 @@ def test_contents_survive_a_remap_elsewhere():
     assert scattered(other, GRANULE, 11)
 
 
+@own_process  # so that nothing of it was in use before
 @belief("vmm.fresh_is_zero")
 def test_contents_of_fresh_memory():
+    start()
     base, _ = backed(DEVICE)
     zero = not any(read(base, GRANULE))
     saw("vmm.fresh_is_zero", 0 if zero else 1, "zeroes" if zero else "other bytes")
