@@ -42,8 +42,7 @@ static void join(struct sim_span *all, const struct sim_span *one)
     all->managed |= one->managed;
 }
 
-/* [locked] */
-static CUresult check_side(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span)
+CUresult sim_side_check(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span)
 {
     uint64_t n = extent(b, s), rows = 1, layers = 1, width = n;
     if (!n || s->p + n < s->p)
@@ -76,9 +75,9 @@ CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad)
         struct sim_span dst, src;
         if (!b->width || !b->height || !b->depth)
             continue;
-        r = check_side(ctx, b, &b->dst, true, &dst);
+        r = sim_side_check(ctx, b, &b->dst, true, &dst);
         if (!r)
-            r = check_side(ctx, b, &b->src, false, &src);
+            r = sim_side_check(ctx, b, &b->src, false, &src);
         if (r) {
             if (bad)
                 *bad = i;

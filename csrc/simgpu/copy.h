@@ -33,6 +33,8 @@ struct CUarray_st {
 struct sim_job *sim_job_new(unsigned boxes); /* NULL: out of memory; free() it */
 /* Check every box in the context; *bad (may be NULL) gets the index of the first bad one. Takes the lock. */
 CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad);
+/* [locked] One side of a box: INVALID_VALUE as sim_span, for the whole extent or (copy.rectangle_extent) row by row. */
+CUresult sim_side_check(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span);
 /* Enqueue a checked job (taken over). `wait`: a synchronous entry. */
 CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait);
 struct sim_op sim_job_op(struct sim_job *job); /* the operation of a checked job (taken over) */

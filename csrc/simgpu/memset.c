@@ -43,17 +43,17 @@ static CUresult run_fill(void *arg)
 static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned element, uint64_t width,
                      uint64_t height, struct sim_op *out, bool *wait)
 {
-    uint64_t bytes, rows, extent;
+    uint64_t bytes;
     if ((element != 1 && element != 2 && element != 4) || dst % element || (height > 1 && pitch % element) ||
-        __builtin_mul_overflow(width, (uint64_t)element, &bytes) || (height > 1 && pitch < bytes) ||
-        __builtin_mul_overflow(height - 1, pitch, &rows) || __builtin_add_overflow(rows, bytes, &extent))
+        __builtin_mul_overflow(width, (uint64_t)element, &bytes) || (height > 1 && pitch < bytes))
         return CUDA_ERROR_INVALID_VALUE;
+    struct sim_box box = {.dst = {dst, pitch, 0, SIM_DEVICE_SIDE}, .width = bytes, .height = height, .depth = 1};
     struct sim_span span;
     sim_take();
-    CUresult r = sim_span(ctx, dst, extent, true, &span);
+    CUresult r = sim_side_check(ctx, &box, &box.dst, true, &span);
     sim_give();
-    if (r || !span.known)
-        return CUDA_ERROR_INVALID_VALUE;
+    if (r)
+        return r;
     struct fill *f = malloc(sizeof *f);
     if (!f)
         return CUDA_ERROR_OUT_OF_MEMORY;
