@@ -88,7 +88,7 @@ uint64_t spill_layout(const struct spill_place_in *in, const struct spill_place_
  * `slots` (at most SPILL_LEDGER_SLOTS), or -errno. */
 int spill_ledger_read(const char *dir, struct spill_ledger_slot *slots);
 
-/* The hook table and the environment table, for documentation and tests. */
+/* The hook table and the environment tables (shim, simulated driver), for documentation, --sim and tests. */
 uint32_t spill_hook_count(void);
 const char *spill_hook_symbol(uint32_t index);
 const char *spill_hook_name(uint32_t index);
@@ -99,6 +99,12 @@ const char *spill_env_name(uint32_t index);
 const char *spill_env_type(uint32_t index);
 const char *spill_env_default(uint32_t index);
 const char *spill_env_help(uint32_t index);
+uint32_t spill_sim_count(void);
+const char *spill_sim_name(uint32_t index);
+const char *spill_sim_kind(uint32_t index); /* size, count, choice, text */
+const char *spill_sim_default(uint32_t index);
+const char *spill_sim_values(uint32_t index); /* of a count "LOWEST..HIGHEST", of a choice "word|word" */
+const char *spill_sim_help(uint32_t index);
 /* cffi: end */
 
 #define SPILL_LEDGER_MAGIC 0x4c4c5053u /* "SPLL" */

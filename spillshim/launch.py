@@ -78,8 +78,8 @@ def simulated(env: Mapping[str, str], sim: Mapping[str, str]) -> dict[str, str]:
     others = [entry for entry in made.get("LD_LIBRARY_PATH", "").split(":") if entry and entry != folder]
     made["LD_LIBRARY_PATH"] = ":".join([folder, *others])
     # The card has no place in sysfs where the shim could read the rates of its link and memory.
-    made.setdefault("SPILLSHIM_LINK_RATE", made.get("SIMGPU_LINK", simulation.DEFAULT_LINK))
-    made.setdefault("SPILLSHIM_HBM_RATE", made.get("SIMGPU_HBM", simulation.DEFAULT_HBM))
+    made.setdefault("SPILLSHIM_LINK_RATE", made.get("SIMGPU_LINK", simulation.keys()["link"].default))
+    made.setdefault("SPILLSHIM_HBM_RATE", made.get("SIMGPU_HBM", simulation.keys()["hbm"].default))
     return made
 
 

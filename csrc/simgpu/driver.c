@@ -26,7 +26,8 @@ static void in_child(void)
 __attribute__((destructor)) static void leave(void)
 {
     if (atomic_load(&state) == READY) {
-        atomic_store(&state, LEAVING);
+        if (!sim_doubt(SIM_DOUBT_LATE_CALLS))
+            atomic_store(&state, LEAVING);
         sim_machine_leave();
     }
 }

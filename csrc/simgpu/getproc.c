@@ -3,6 +3,7 @@
  * Rules: the rows come from the PFN_* types of the headers (gen_stubs.py), sorted by name, then version; the newest row
  * not above the asked version and not above the driver's own wins. The per-thread variant, where asked for and there is one.
  */
+#include "doubt.h"
 #include "state.h"
 
 #include <string.h>
@@ -47,13 +48,16 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
     int driver = sim_config()->driver;
     if (version > driver)
         return CUDA_ERROR_INVALID_VALUE;
+    if (!*symbol && sim_doubt(SIM_DOUBT_EMPTY_NAME))
+        return CUDA_ERROR_INVALID_VALUE;
+    const bool later = sim_doubt(SIM_DOUBT_PER_THREAD_ABI);
     const struct row *plain = NULL, *thread = NULL;
     bool known_name = false;
     for (size_t i = first_of(symbol); i < ROWS && !strcmp(rows[i].name, symbol); i++) {
         if (rows[i].version > driver)
             continue;
         known_name = true;
-        if (rows[i].version > version)
+        if (rows[i].version > version && !(later && plain && rows[i].per_thread && !thread))
             continue;
         if (rows[i].per_thread)
             thread = &rows[i];

@@ -39,8 +39,8 @@ def documented_variables() -> list[dict[str, str]]:
 def _simulated_variables() -> list[dict[str, str]]:
     """The same for the simulated driver's variables, the keys of --sim."""
     return [
-        {"name": f"SIMGPU_{name.upper()}", "type": "--sim", "default": key.default, "help": key.help}
-        for name, key in simulation.KEYS.items()
+        {"name": f"SIMGPU_{name.upper()}", "type": key.values or key.kind, "default": key.default, "help": key.help}
+        for name, key in simulation.keys().items()
     ]
 
 

@@ -168,15 +168,14 @@ _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
 
 def sim_option(function: F) -> F:
     """Add --sim (with or without a value) as the keyword argument `sim`: {"SIMGPU_...": value} or None."""
-    keys = ", ".join(simulation.KEYS)
     return click.option(
         "--sim",
         type=SimType(),
         is_flag=False,
         flag_value="",
         default=None,
-        help="Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G. "
-        f"Keys: {keys} (`spillshim env --help-vars` explains them).",
+        help="Use the simulated GPU that comes with spillshim, e.g. vram=8G,ram=16G,link=25G. "
+        "Each SIMGPU_* variable that `spillshim env --help-vars` explains is a key.",
     )(function)
 
 

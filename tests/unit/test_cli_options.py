@@ -242,12 +242,22 @@ def test_sim_keys_become_variables() -> None:
     assert simulation.parse("") == {}
 
 
-def test_sim_keys_are_those_of_the_simulated_driver() -> None:
+def test_sim_keys_are_the_simulated_drivers_table() -> None:
     table = (REPOSITORY / "csrc/simgpu/config.def").read_text()
-    assert {name.lower() for name in re.findall(r'"SIMGPU_(\w+)"', table)} == set(simulation.KEYS)
-    for variable, words in re.findall(r'SIM_CHOICE\(\w+, "SIMGPU_(\w+)", "\w+", "([\w|]+)"', table):
-        for word in words.split("|"):
-            assert simulation.parse(f"{variable.lower()}={word}") == {f"SIMGPU_{variable}": word}
+    assert [name.lower() for name in re.findall(r'^SIM_\w+\(\w+, "SIMGPU_(\w+)"', table, re.M)] == list(simulation.keys())
+    for name, key in simulation.keys().items():
+        assert key.help, name
+        if key.kind != "text":  # the driver's default is what --sim accepts
+            assert simulation.parse(f"{name}={key.default}") == {f"SIMGPU_{name.upper()}": key.default}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("host_vmm=usb", "numa, host, none, crash"), ("devices=9", "from 1 to 8"), ("vram=0", "vram"), ("name=a b", "name"), ("vrom=1G", "keys vram")],
+)
+def test_a_wrong_sim_value_names_what_is_expected(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        simulation.parse(text)
 
 
 def test_each_simulated_run_has_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
