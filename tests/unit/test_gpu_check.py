@@ -623,16 +623,16 @@ def test_beliefs_are_read_from_the_table() -> None:
 @pytest.mark.parametrize(
     "table",
     [
-        "| `a.b` | x | D | not yet |\n| `a.b` | y | D | not yet |",
-        "| a b | x | D | not yet |",
-        "| `a.b` | x | D |",
-        "| `a.b` | | D | not yet |",
+        "| `a.b` | x | D | documented | not yet |\n| `a.b` | y | D | documented | not yet |",
+        "| a b | x | D | documented | not yet |",
+        "| `a.b` | x | D | not yet |",
+        "| `a.b` | | D | documented | not yet |",
     ],
     ids=["twice", "bad id", "short", "empty cell"],
 )
 def test_wrong_belief_table_is_refused(tmp_path: Path, table: str) -> None:
     path = tmp_path / "BELIEFS.md"
-    path.write_text(f"# x\n| id | belief | source | confirmed |\n|---|---|---|---|\n{table}\n")
+    path.write_text(f"# x\n| id | belief | source | doubt | confirmed |\n|---|---|---|---|---|\n{table}\n")
     with pytest.raises(ValueError, match=r"BELIEFS\.md:\d"):
         beliefs.read(path)
 

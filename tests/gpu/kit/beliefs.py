@@ -13,20 +13,23 @@ from pathlib import Path
 BELIEFS = Path(__file__).resolve().parents[3] / "csrc" / "simgpu" / "BELIEFS.md"
 IDENTIFIER = re.compile(r"[a-z]+\.[a-z0-9_]+")
 NOT_YET = "not yet"
+BRANCH, DOCUMENTED = "branch", "documented"
 
 
 @dataclass(frozen=True)
 class Belief:
-    """`confirmed` is the table's last column: NOT_YET, or device, driver, date and command."""
+    """`confirmed` is the table's last column: NOT_YET, or device, driver, date and command. `doubt`: BRANCH, DOCUMENTED, or why
+    the simulator holds it no other way."""
 
     id: str
     text: str
     source: str
+    doubt: str
     confirmed: str
 
 
 def read(path: Path = BELIEFS) -> dict[str, Belief]:
-    """Every belief by id. Raises ValueError for a row that is not `id | belief | source | confirmed`, or an id twice."""
+    """Every belief by id. Raises ValueError for a row that is not `id | belief | source | doubt | confirmed`, or an id twice."""
     found: dict[str, Belief] = {}
     inside = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -40,8 +43,8 @@ def read(path: Path = BELIEFS) -> dict[str, Belief]:
         if not inside or set(line) <= set("|-: "):
             continue
         name = cells[0].strip("`")
-        if len(cells) != 4 or not IDENTIFIER.fullmatch(name) or not all(cells):
-            raise ValueError(f"{path.name}:{number}: not a row of id, belief, source, confirmed: {line}")
+        if len(cells) != 5 or not IDENTIFIER.fullmatch(name) or not all(cells):
+            raise ValueError(f"{path.name}:{number}: not a row of id, belief, source, doubt, confirmed: {line}")
         if name in found:
             raise ValueError(f"{path.name}:{number}: the id {name} is there twice")
         found[name] = Belief(name, *cells[1:])
