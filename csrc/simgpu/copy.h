@@ -28,6 +28,7 @@ struct CUarray_st {
     CUdeviceptr base; /* linear storage */
     uint64_t element, pitch, slice, bytes;
     CUcontext ctx;
+    bool level; /* of a mipmapped array, which owns it */
 };
 
 struct sim_job *sim_job_new(unsigned boxes); /* NULL: out of memory; free() it */

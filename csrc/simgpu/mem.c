@@ -123,6 +123,7 @@ CUresult sim_map_release(struct sim_map *m)
     sim_give();
     if (m->fd >= 0)
         close(m->fd);
+    sim_notes_drop(m);
     free(m);
     return CUDA_SUCCESS;
 }

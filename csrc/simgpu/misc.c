@@ -1,89 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Entries with little to do here that programs expect to succeed: hints about managed memory, profiler marks, stream
- * attributes, log callbacks, bookkeeping of graph memory. Called by applications.
- * Rules: arguments are checked as strictly as elsewhere; a hint changes times only.
+/* Entries with little to do here that programs expect to succeed: profiler marks, stream attributes, log callbacks,
+ * bookkeeping of graph memory. Called by applications.
+ * Rules: arguments are checked as strictly as elsewhere.
  */
 #include "state.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static CUresult managed(CUdeviceptr p, size_t n)
-{
-    CUcontext ctx;
-    CUresult r = sim_current(&ctx);
-    if (r)
-        return r;
-    sim_take();
-    struct sim_map *m = sim_map_find(p);
-    bool ok = n && m && m->kind == SIM_MAP_MANAGED && n <= m->base + m->size - p;
-    sim_give();
-    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-static bool place_ok(CUmemLocation l)
-{
-    return l.type == CU_MEM_LOCATION_TYPE_DEVICE ? sim_device_ok(l.id)
-           : l.type == CU_MEM_LOCATION_TYPE_HOST || l.type == CU_MEM_LOCATION_TYPE_HOST_NUMA || l.type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT;
-}
-
-static CUresult advise(CUdeviceptr p, size_t n, CUmem_advise advice, bool place)
-{
-    if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY)
-        return CUDA_ERROR_INVALID_VALUE;
-    bool ignores_place = advice == CU_MEM_ADVISE_SET_READ_MOSTLY || advice == CU_MEM_ADVISE_UNSET_READ_MOSTLY ||
-                         advice == CU_MEM_ADVISE_UNSET_PREFERRED_LOCATION;
-    return !place && !ignores_place ? CUDA_ERROR_INVALID_DEVICE : managed(p, n);
-}
-
-SIM_API CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUdevice device)
-{
-    SIM_ENTRY();
-    return advise(devPtr, count, advice, device == CU_DEVICE_CPU || sim_device_ok(device));
-}
-
-SIM_API CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location)
-{
-    SIM_ENTRY();
-    return advise(devPtr, count, advice, place_ok(location));
-}
-
-/* A hint in a stream. Prefetching moves the whole allocation and costs link time where it was not there before. */
-struct hint {
-    CUdeviceptr p;
-    size_t bytes;
-    bool prefetch, to_host;
-};
-
-static CUresult run_hint(void *arg)
-{
-    const struct hint *h = arg;
-    bool moves = false;
-    sim_take();
-    struct sim_map *m = sim_map_find(h->p);
-    if (m && h->prefetch) {
-        moves = (m->away == 1) != h->to_host;
-        m->away = h->to_host;
-    }
-    sim_give();
-    if (moves)
-        sim_charge_ns(sim_cost_ns(true, h->bytes));
-    return CUDA_SUCCESS;
-}
-
-static CUresult hint(struct hint what, bool place, CUstream s, bool pt)
-{
-    if (!place)
-        return CUDA_ERROR_INVALID_DEVICE;
-    CUresult r = managed(what.p, what.bytes);
-    if (r)
-        return r;
-    struct hint *h = malloc(sizeof *h);
-    if (!h)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    *h = what;
-    return sim_enqueue(s, pt, (struct sim_op){run_hint, free, h, CU_GRAPH_NODE_TYPE_EMPTY});
-}
 
 /* ---- stream attributes: kept, not acted on */
 
@@ -168,20 +91,14 @@ static CUresult copy_attributes(CUstream dst, CUstream src, bool pt)
     return r;
 }
 
-#define HINT_ENTRIES(suffix, pt) \
-    SIM_API CUresult cuMemPrefetchAsync##suffix(CUdeviceptr p, size_t n, CUdevice dev, CUstream s) \
-    { SIM_ENTRY(); return hint((struct hint){p, n, true, dev == CU_DEVICE_CPU}, dev == CU_DEVICE_CPU || sim_device_ok(dev), s, pt); } \
-    SIM_API CUresult cuMemPrefetchAsync_v2##suffix(CUdeviceptr p, size_t n, CUmemLocation l, unsigned int flags, CUstream s) \
-    { SIM_ENTRY(); return flags ? CUDA_ERROR_INVALID_VALUE : hint((struct hint){p, n, true, l.type != CU_MEM_LOCATION_TYPE_DEVICE}, place_ok(l), s, pt); } \
-    SIM_API CUresult cuStreamAttachMemAsync##suffix(CUstream s, CUdeviceptr p, size_t n, unsigned int flags) \
-    { SIM_ENTRY(); return flags & ~7u || !flags ? CUDA_ERROR_INVALID_VALUE : hint((struct hint){p, n ? n : 1, false, false}, true, s, pt); } \
+#define ATTRIBUTE_ENTRIES(suffix, pt) \
     SIM_API CUresult cuStreamGetAttribute##suffix(CUstream s, CUstreamAttrID a, CUstreamAttrValue *v) \
     { SIM_ENTRY(); return attribute(s, pt, a, v, NULL); } \
     SIM_API CUresult cuStreamSetAttribute##suffix(CUstream s, CUstreamAttrID a, const CUstreamAttrValue *v) \
     { SIM_ENTRY(); return attribute(s, pt, a, NULL, v); } \
     SIM_API CUresult cuStreamCopyAttributes##suffix(CUstream dst, CUstream src) { SIM_ENTRY(); return copy_attributes(dst, src, pt); }
-HINT_ENTRIES(, false)
-HINT_ENTRIES(_ptsz, true)
+ATTRIBUTE_ENTRIES(, false)
+ATTRIBUTE_ENTRIES(_ptsz, true)
 
 /* ---- profiler marks and log callbacks: nobody listens, nothing is logged */
 

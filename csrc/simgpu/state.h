@@ -23,7 +23,7 @@ static inline uint64_t sim_round(uint64_t n, uint64_t to) { return (n + to - 1) 
 
 /* ---- live objects (object.c): a handle is valid while it is registered, so that a stale one is an error, not a crash */
 enum sim_kind {
-    SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_HANDLE,
+    SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_MIPMAP, SIM_HANDLE,
     SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE
 };
 bool sim_object_add(enum sim_kind kind, uint64_t key, void *object); /* [locked] false: out of memory */
@@ -161,6 +161,7 @@ struct sim_map {
     struct sim_handle *handle;
     struct sim_reservation *reservation;
     CUmemoryPool pool;
+    struct sim_note *notes; /* managed: advice (managed.c) */
     int fd; /* shared with other processes, else -1 */
 };
 struct sim_reservation {
@@ -211,6 +212,7 @@ bool sim_vram_take(int device, uint64_t bytes, uint64_t *charged); /* [locked] *
 void sim_vram_return(int device, uint64_t bytes, uint64_t charged); /* [locked] */
 uint64_t sim_pin_ns(uint64_t bytes); /* what pinning host memory costs the caller (host.c) */
 CUresult sim_device_alloc(CUcontext ctx, uint64_t bytes, CUdeviceptr *out); /* budgeted; no capture check; takes the lock */
+void sim_notes_drop(struct sim_map *m); /* managed.c */
 CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already removed from the table; takes the lock */
 
 /* ---- pools (pool.c) */

@@ -106,11 +106,11 @@ def test_stub_names_itself_once(simgpu, tmp_path):
     result = drive(simgpu, """
         start()
         for _ in range(3):
-            call("cuMulticastCreate", None, None, want=NOT_SUPPORTED)
+            call("cuTexRefCreate", None, want=NOT_SUPPORTED)
         call("cuGraphicsUnregisterResource", None, want=NOT_SUPPORTED)
     """, STUB_LOG=str(log))
-    assert log.read_text().split() == ["cuMulticastCreate", "cuGraphicsUnregisterResource"]
-    assert result.stderr.count("cuMulticastCreate is not implemented") == 1
+    assert log.read_text().split() == ["cuTexRefCreate", "cuGraphicsUnregisterResource"]
+    assert result.stderr.count("cuTexRefCreate is not implemented") == 1
 
 
 def test_trace(simgpu, tmp_path):
