@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contexts, threads and processes: who may call, and what is left when something ends."""
+
+import pytest
+from conform import belief, own_process, pick, saw
+from cudaclient import *  # noqa: F403
+
+
+def current():
+    context = C.c_void_p()
+    call("cuCtxGetCurrent", C.byref(context))
+    return context
+
+
+def new_context():
+    """A context of its own, current on this thread."""
+    context = C.c_void_p()
+    if version() >= 12050:
+        call("cuCtxCreate_v4", C.byref(context), None, C.c_uint(0), C.c_int(0))
+    else:
+        call("cuCtxCreate_v2", C.byref(context), C.c_uint(0), C.c_int(0))
+    return context
+
+
+def in_a_thread(work):
+    out = []
+
+    def run():
+        try:
+            out.append(work())
+        except BaseException as error:
+            out.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(out[0], BaseException):
+        raise out[0]
+    return out[0]
+
+
+@own_process
+def test_before_init():
+    call("cuMemAlloc_v2", C.byref(C.c_uint64()), 16, want=NOT_INITIALIZED)
+    call("cuDeviceGetCount", C.byref(C.c_int()), want=NOT_INITIALIZED)
+    call("cuInit", C.c_uint(1), want=INVALID)
+    assert version() > 0
+    call("cuInit", C.c_uint(0))
+    call("cuInit", C.c_uint(0))
+
+
+@own_process
+def test_without_a_context():
+    call("cuInit", C.c_uint(0))
+    call("cuMemAlloc_v2", C.byref(C.c_uint64()), 16, want=INVALID_CONTEXT)
+    call("cuStreamCreate", C.byref(C.c_void_p()), C.c_uint(0), want=INVALID_CONTEXT)
+    call("cuCtxSynchronize", want=INVALID_CONTEXT)
+    assert current().value is None
+
+
+@own_process
+@belief("process.fork_and_exit")
+def test_a_forked_child_has_no_driver():
+    start()
+    p = alloc(MIB)
+    seen = in_a_child(lambda: call("cuMemAlloc_v2", C.byref(C.c_uint64()), 4096, want=ANY))
+    init = in_a_child(lambda: call("cuInit", C.c_uint(0), want=ANY))
+    assert seen != OK
+    fill(p, 1, MIB)  # the child's end gave nothing back that is ours
+    assert read(p, 1) == b"\x01"
+    pick("process.fork_and_exit", (seen, init), (NOT_INITIALIZED, NOT_INITIALIZED))
+
+
+@own_process
+def test_a_child_of_fork_may_use_the_driver_that_its_parent_did_not():
+    def work():
+        start()
+        return alloc(4096) == 0
+
+    assert in_a_child(lambda: int(work())) == 0
+
+
+@own_process
+def test_the_primary_context_lives_by_count():
+    first, second, flags, active = C.c_void_p(), C.c_void_p(), C.c_uint(), C.c_int()
+    call("cuInit", C.c_uint(0))
+    call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+    assert active.value == 0
+    call("cuDevicePrimaryCtxRetain", C.byref(first), C.c_int(0))
+    call("cuDevicePrimaryCtxRetain", C.byref(second), C.c_int(0))
+    assert first.value == second.value
+    call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+    assert active.value == 1
+    call("cuCtxSetCurrent", first)
+    p = alloc(4096)
+    call("cuDevicePrimaryCtxRelease_v2", C.c_int(0))
+    fill(p, 1, 4096)  # one holder is left
+    call("cuDevicePrimaryCtxRelease_v2", C.c_int(0))
+    call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+    assert active.value == 0
+    call("cuDevicePrimaryCtxRelease_v2", C.c_int(0), want=INVALID_CONTEXT)
+    call("cuDevicePrimaryCtxRetain", C.byref(first), C.c_int(0))
+    call("cuCtxSetCurrent", first)
+    alloc(4096)
+
+
+@own_process
+def test_memory_ends_with_its_context():
+    start()
+    big = 256 * MIB
+    before = used()
+    own = new_context()
+    alloc(big)
+    assert used() - before >= big // 2
+    call("cuCtxDestroy_v2", own)
+    start()
+    assert used() - before < big // 2
+
+
+@own_process
+def test_a_reset_frees_what_the_primary_context_held():
+    start()
+    before, big = used(), 256 * MIB
+    alloc(big)
+    call("cuDevicePrimaryCtxReset_v2", C.c_int(0))
+    start()
+    assert used() - before < big // 2
+
+
+def test_the_stack_of_contexts():
+    primary, popped = current(), C.c_void_p()
+    own = new_context()
+    assert current().value == own.value
+    call("cuCtxPushCurrent_v2", primary)
+    assert current().value == primary.value
+    call("cuCtxPopCurrent_v2", C.byref(popped))
+    assert (popped.value, current().value) == (primary.value, own.value)
+    call("cuCtxPopCurrent_v2", C.byref(popped))
+    assert (popped.value, current().value) == (own.value, primary.value)
+
+
+def test_a_context_tells_of_itself():
+    device, flags, api = C.c_int(-1), C.c_uint(), C.c_uint()
+    call("cuCtxGetDevice", C.byref(device))
+    assert device.value == 0
+    call("cuCtxGetFlags", C.byref(flags))
+    call("cuCtxGetApiVersion", current(), C.byref(api))
+    assert api.value >= 3000
+
+
+def test_each_thread_has_a_current_context_of_its_own():
+    assert in_a_thread(lambda: current().value) is None
+    assert in_a_thread(lambda: call("cuMemAlloc_v2", C.byref(C.c_uint64()), 4096, want=ANY)) == INVALID_CONTEXT
+    context = current()
+
+    def other():
+        call("cuCtxSetCurrent", context)
+        p = alloc(4096)
+        free(p)
+        return True
+
+    assert in_a_thread(other)
+
+
+def test_memory_of_another_context_is_reached():
+    """Unified addressing: an allocation belongs to a context, its bytes to the device."""
+    primary, p = current(), alloc(4096)
+    fill(p, 3, 4096)
+    own = new_context()
+    q = alloc(4096)
+    call("cuMemcpyDtoD_v2", q, p, 4096)
+    call("cuCtxSynchronize")
+    assert read(q, 2) == bytes([3, 3])
+    call("cuCtxDestroy_v2", own)
+    call("cuCtxSetCurrent", primary)
+
+
+def test_streams_and_events_belong_to_their_context():
+    primary, s, e = current(), stream(), event()
+    own = new_context()
+    call("cuEventRecord", e, s)  # both of the other context, whichever is current
+    call("cuStreamSynchronize", s)
+    mine = stream()
+    call("cuEventRecord", e, mine, want=(INVALID_HANDLE, INVALID_CONTEXT))
+    call("cuCtxDestroy_v2", own)
+    call("cuCtxSetCurrent", primary)
+
+
+def test_limits_of_a_context():
+    value, before = C.c_size_t(), C.c_size_t()
+    call("cuCtxGetLimit", C.byref(before), C.c_int(0))
+    assert before.value >= 1024
+    call("cuCtxSetLimit", C.c_int(0), before.value)
+    call("cuCtxGetLimit", C.byref(value), C.c_int(0))
+    assert value.value >= before.value
+    call("cuCtxGetLimit", C.byref(value), C.c_int(999), want=(INVALID, UNSUPPORTED_LIMIT))
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("cuDevicePrimaryCtxRetain", lambda: (C.byref(C.c_void_p()), C.c_int(99))), ("cuDeviceGetCount", lambda: (None,)),
+    ("cuCtxGetDevice", lambda: (None,)), ("cuMemGetInfo_v2", lambda: (None, None)), ("cuDriverGetVersion", lambda: (None,)),
+])  # fmt: skip
+def test_bad_arguments_of_contexts(name, arguments):
+    assert call(name, *arguments(), want=ANY) in (INVALID, INVALID_DEVICE, *((OK,) if name == "cuMemGetInfo_v2" else ()))
+
+
+@own_process
+def test_two_processes_share_the_card():
+    before = in_a_child(lambda: start() and used())
+
+    def holder():
+        start()
+        alloc(256 * MIB)
+        ready.write(b"x")
+        ready.flush()
+        os.read(done[0], 1)
+        return 0
+
+    said = os.pipe()
+    ready, done = os.fdopen(said[1], "wb"), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            holder()
+        finally:
+            os._exit(0)
+    assert os.read(said[0], 1) == b"x"
+    start()
+    held = used() - before
+    os.write(done[1], b"x")
+    os.waitpid(child, 0)
+    assert held >= 128 * MIB
+    until = time.monotonic() + 10
+    while used() - before >= 128 * MIB and time.monotonic() < until:
+        time.sleep(0.01)
+    assert used() - before < 128 * MIB
