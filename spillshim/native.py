@@ -97,7 +97,7 @@ def probe() -> Path:
 
 
 def sim_dir() -> Path:
-    """Folder with the simulated driver: libcuda.so.1, libnvidia-ml.so.1, libcudart.so.13."""
+    """Folder with the simulated driver: the driver, NVML, the CUDA runtimes and stand-ins for cuBLAS."""
     return _required(_packaged("sim", "libcuda.so.1"), "the simulated driver").parent
 
 

@@ -91,7 +91,7 @@ def probe_path() -> Path:
 
 @pytest.fixture(scope="session")
 def sim_dir() -> Path:
-    """The folder of the simulated libcuda.so.1, libnvidia-ml.so.1, libcudart.so.13."""
+    """The folder of the simulated driver, NVML, CUDA runtimes and cuBLAS."""
     return _part("SIM", "sim")
 
 

@@ -105,7 +105,12 @@ def test_the_library_binds_at_start_and_stays(libspillshim: Path) -> None:
     [
         ("libcuda.so.1", "libcuda.so.1"),
         ("libnvidia-ml.so.1", "libnvidia-ml.so.1"),
+        ("libcudart.so.12", "libcudart.so.12"),
         ("libcudart.so.13", "libcudart.so.13"),
+        ("libcublas.so.12", "libcublas.so.12"),
+        ("libcublas.so.13", "libcublas.so.13"),
+        ("libcublasLt.so.12", "libcublasLt.so.12"),
+        ("libcublasLt.so.13", "libcublasLt.so.13"),
     ],
 )
 def test_the_simulated_libraries(sim_dir: Path, name: str, soname: str) -> None:

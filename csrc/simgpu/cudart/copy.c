@@ -40,22 +40,23 @@ RT_SZ(cudaMemcpyAsync, (void *dst, const void *src, size_t count, enum cudaMemcp
     }
 }
 
-RT_DS(cudaMemcpyPeer, (void *dst, int dstDevice, const void *src, int srcDevice, size_t count),
+/* Neither has a per-thread variant. */
+RT(cudaMemcpyPeer, (void *dst, int dstDevice, const void *src, int srcDevice, size_t count),
       (dst, dstDevice, src, srcDevice, count))
 {
     CUcontext to, from;
     RT_NEED(rt_primary(dstDevice, &to));
     RT_NEED(rt_primary(srcDevice, &from));
-    return rt_error(rt.cuMemcpyPeer[pt](ptr(dst), to, ptr(src), from, count));
+    return rt_error(rt.cuMemcpyPeer[0](ptr(dst), to, ptr(src), from, count));
 }
 
-RT_SZ(cudaMemcpyPeerAsync, (void *dst, int dstDevice, const void *src, int srcDevice, size_t count, cudaStream_t stream),
+RT(cudaMemcpyPeerAsync, (void *dst, int dstDevice, const void *src, int srcDevice, size_t count, cudaStream_t stream),
       (dst, dstDevice, src, srcDevice, count, stream))
 {
     CUcontext to, from;
     RT_NEED(rt_primary(dstDevice, &to));
     RT_NEED(rt_primary(srcDevice, &from));
-    return rt_error(rt.cuMemcpyPeerAsync[pt](ptr(dst), to, ptr(src), from, count, stream));
+    return rt_error(rt.cuMemcpyPeerAsync[0](ptr(dst), to, ptr(src), from, count, stream));
 }
 
 static CUDA_MEMCPY2D rectangle(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,

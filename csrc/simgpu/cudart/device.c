@@ -187,9 +187,19 @@ static const struct property {
     P_INT(gpuDirectRDMASupported, GPU_DIRECT_RDMA_SUPPORTED),
     P_INT(clusterLaunch, CLUSTER_LAUNCH),
     P_INT(ipcEventSupported, IPC_EVENT_SUPPORTED),
+#if CUDART_VERSION >= 13000
     P_INT(deviceNumaConfig, NUMA_CONFIG),
     P_INT(deviceNumaId, NUMA_ID),
     P_INT(hostNumaId, HOST_NUMA_ID),
+#else
+    P_INT(clockRate, CLOCK_RATE),
+    P_INT(deviceOverlap, GPU_OVERLAP),
+    P_INT(kernelExecTimeoutEnabled, KERNEL_EXEC_TIMEOUT),
+    P_INT(computeMode, COMPUTE_MODE),
+    P_INT(memoryClockRate, MEMORY_CLOCK_RATE),
+    P_INT(singleToDoublePrecisionPerfRatio, SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO),
+    P_INT(cooperativeMultiDeviceLaunch, COOPERATIVE_MULTI_DEVICE_LAUNCH),
+#endif
 #undef P_INT
 #undef P_SIZE
 };
@@ -239,6 +249,7 @@ RT(cudaDeviceSynchronize, (void), ())
 RT(cudaDeviceReset, (void), ())
 {
     RT_NEED(rt_init());
+    rt_forget_functions();
     return rt_error(rt.cuDevicePrimaryCtxReset((CUdevice)rt_thread.device));
 }
 
@@ -314,4 +325,24 @@ RT_SZ(cudaGetDriverEntryPoint,
       (symbol, funcPtr, flags, driverStatus))
 {
     return body_cudaGetDriverEntryPointByVersion(pt, symbol, funcPtr, CUDART_VERSION, flags, driverStatus);
+}
+
+/* Declared in cuda_profiler_api.h, which comes with the compiler. */
+RT_API cudaError_t cudaProfilerStart(void);
+RT_API cudaError_t cudaProfilerStop(void);
+
+RT(cudaProfilerStart, (void), ())
+{
+    RT_CALL(rt.cuProfilerStart());
+}
+
+RT(cudaProfilerStop, (void), ())
+{
+    RT_CALL(rt.cuProfilerStop());
+}
+
+RT_API struct cudaChannelFormatDesc cudaCreateChannelDesc(int x, int y, int z, int w, enum cudaChannelFormatKind f)
+{
+    sim_called("cudaCreateChannelDesc");
+    return (struct cudaChannelFormatDesc){x, y, z, w, f};
 }

@@ -56,17 +56,24 @@ cudaError_t rt_init(void)
 
 cudaError_t rt_context(void)
 {
+    CUcontext current;
+    return rt_current(&current);
+}
+
+cudaError_t rt_current(CUcontext *out)
+{
     CUcontext current = NULL;
     CUdevice device;
     RT_NEED(rt_init());
     RT_NEED(rt_error(rt.cuCtxGetCurrent(&current)));
+    *out = current;
     if (current)
         return cudaSuccess;
     RT_NEED(rt_error(rt.cuDeviceGet(&device, rt_thread.device)));
     pthread_mutex_lock(&lock);
     CUcontext *primary = &primaries[device];
     CUresult r = *primary ? CUDA_SUCCESS : rt.cuDevicePrimaryCtxRetain(primary, device);
-    current = *primary;
+    *out = current = *primary;
     pthread_mutex_unlock(&lock);
     return rt_error(r ? r : rt.cuCtxSetCurrent(current));
 }

@@ -20,8 +20,9 @@ def errors(header: str) -> list[tuple[str, int]]:
 
 def entries(header: str) -> list[str]:
     names = set(re.findall(r"cudaError_t\s+CUDARTAPI\s+(cuda\w+)\s*\(", header))
-    for name, kind in re.findall(r"#\s*define\s+(cuda\w+)\s+__CUDART_API_PT(DS|SZ)\(", header):
-        names.add(f"{name}_pt{kind.lower()}")
+    # A macro names the entry that a program gets: `#define cudaX __CUDART_API_PTSZ(cudaX_v2)`.
+    for name, kind, entry in re.findall(r"#\s*define\s+(cuda\w+)\s+__CUDART_API_PT(DS|SZ)\((cuda\w+)\)", header):
+        names |= {f"{name}_pt{kind.lower()}", entry, f"{entry}_pt{kind.lower()}"}
     if len(names) < 200:
         sys.exit(f"gen_runtime.py: cuda_runtime_api.h declares only {len(names)} entries")
     return sorted(names)

@@ -23,11 +23,16 @@ struct item {
     const char *name;
     enum kind kind;
     CUkernel kernel;
+    CUfunction function; /* the kernel's, in the context below; it is in by_function */
+    CUcontext context;
+    struct item *next_function;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct item **buckets;
 static size_t bucket_count, items;
+enum { FUNCTION_BUCKETS = 1024 };
+static struct item *by_function[FUNCTION_BUCKETS]; /* for rt_stub_of: the other way round */
 
 static struct item **bucket(const void *host, size_t count)
 {
@@ -60,7 +65,7 @@ static void add(void **handle, const void *host, const char *name, enum kind kin
     pthread_mutex_lock(&lock);
     if (x && (items < bucket_count || grow() || bucket_count)) {
         struct item **b = bucket(host, bucket_count);
-        *x = (struct item){*b, host, (struct fatbin *)handle, name, kind, NULL};
+        *x = (struct item){.next = *b, .host = host, .fatbin = (struct fatbin *)handle, .name = name, .kind = kind};
         *b = x;
         items++;
     } else {
@@ -105,12 +110,73 @@ cudaError_t rt_kernel(const void *function, CUkernel *out)
     return e ? e : *out ? cudaSuccess : cudaErrorInvalidDeviceFunction;
 }
 
+static struct item **function_bucket(CUfunction function)
+{
+    return &by_function[(uintptr_t)function * UINT64_C(0x9e3779b97f4a7c15) >> 54];
+}
+
+static void forget_function(struct item *x)
+{
+    if (!x->function)
+        return;
+    struct item **p = function_bucket(x->function);
+    while (*p && *p != x)
+        p = &(*p)->next_function;
+    if (*p)
+        *p = x->next_function;
+    x->function = NULL;
+}
+
+static void keep_function(struct item *x, CUfunction function, CUcontext context)
+{
+    forget_function(x);
+    struct item **b = function_bucket(function);
+    x->function = function;
+    x->context = context;
+    x->next_function = *b;
+    *b = x;
+}
+
 cudaError_t rt_function(const void *function, CUfunction *out)
 {
     CUkernel kernel;
+    CUcontext current;
+    RT_NEED(rt_current(&current));
+    pthread_mutex_lock(&lock);
+    struct item *x = find(function, KERNEL, KERNEL);
+    *out = x && x->context == current ? x->function : NULL;
+    pthread_mutex_unlock(&lock);
+    if (*out)
+        return cudaSuccess;
     RT_NEED(rt_kernel(function, &kernel));
     CUresult r = rt.cuKernelGetFunction(out, kernel);
-    return r == CUDA_ERROR_INVALID_HANDLE ? cudaErrorInvalidDeviceFunction : rt_error(r);
+    if (r)
+        return r == CUDA_ERROR_INVALID_HANDLE ? cudaErrorInvalidDeviceFunction : rt_error(r);
+    pthread_mutex_lock(&lock);
+    if ((x = find(function, KERNEL, KERNEL)))
+        keep_function(x, *out, current);
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
+
+const void *rt_stub_of(CUfunction function)
+{
+    pthread_mutex_lock(&lock);
+    struct item *x = *function_bucket(function);
+    while (x && x->function != function)
+        x = x->next_function;
+    const void *host = x ? x->host : NULL;
+    pthread_mutex_unlock(&lock);
+    return host;
+}
+
+void rt_forget_functions(void)
+{
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < FUNCTION_BUCKETS; i++)
+        while (by_function[i])
+            forget_function(by_function[i]);
+    pthread_mutex_unlock(&lock);
 }
 
 cudaError_t rt_symbol(const void *symbol, CUdeviceptr *address, size_t *bytes)
@@ -165,6 +231,7 @@ RT_API void __cudaUnregisterFatBinary(void **handle)
         for (struct item **p = &buckets[i], *x; (x = *p);) {
             if (x->fatbin == f) {
                 *p = x->next;
+                forget_function(x);
                 free(x);
                 items--;
             } else {

@@ -8,6 +8,8 @@
 #ifndef RT_H
 #define RT_H
 
+#include "calls.h"
+
 #include <cuda.h>
 #include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
@@ -16,6 +18,10 @@
 #include <stdint.h>
 
 #define RT_API __attribute__((visibility("default")))
+
+/* As in cudaProfilerTypedefs.h, which needs a header that the wheels lack. */
+typedef CUresult (*PFN_cuProfilerStart_v4000)(void);
+typedef CUresult (*PFN_cuProfilerStop_v4000)(void);
 
 /* The driver's entries; [1] of a pair is the per-thread-default-stream variant. */
 struct rt_driver {
@@ -44,6 +50,8 @@ extern _Thread_local struct rt_thread rt_thread;
 cudaError_t rt_init(void);
 /* rt_init, and a context that is current on this thread: the app's, else the primary one of the thread's device. */
 cudaError_t rt_context(void);
+/* The same, and which context it is. */
+cudaError_t rt_current(CUcontext *out);
 /* The runtime's errors have the driver's numbers (driver_types.h). */
 static inline cudaError_t rt_error(CUresult r) { return (cudaError_t)r; }
 
@@ -53,6 +61,12 @@ cudaError_t rt_primary(int device, CUcontext *out);
 cudaError_t rt_kernel(const void *function, CUkernel *out);
 /* Its function in the current context. */
 cudaError_t rt_function(const void *function, CUfunction *out);
+/* The host stub whose kernel rt_function gave as this function; NULL. */
+const void *rt_stub_of(CUfunction function);
+/* Forgets every function that rt_function gave: their contexts are gone. */
+void rt_forget_functions(void);
+/* A copy's parameters as the driver takes them. */
+cudaError_t rt_copy3d(const struct cudaMemcpy3DParms *p, CUDA_MEMCPY3D *out);
 /* Address and bytes of the device variable behind a host symbol; cudaErrorInvalidSymbol. */
 cudaError_t rt_symbol(const void *symbol, CUdeviceptr *address, size_t *bytes);
 
@@ -65,14 +79,29 @@ static inline cudaError_t rt_note(cudaError_t e)
 
 /* Entries. The body is a function of its own, so that every way out passes rt_note. A twin's body reads `pt`. */
 #define RT_UNPACK(...) __VA_ARGS__
-#define RT(name, params, args) \
+#define RT_TEXT(name) RT_TEXT_(name) /* after the renaming macros of the header */
+#define RT_TEXT_(name) #name
+#define RT(name, params, args) RT_(name, params, args)
+#define RT_(name, params, args) \
     static cudaError_t body_##name params; \
-    RT_API cudaError_t name params { return rt_note(body_##name args); } \
+    RT_API cudaError_t name params \
+    { \
+        sim_called(RT_TEXT(name)); \
+        return rt_note(body_##name args); \
+    } \
     static cudaError_t body_##name params
 #define RT_TWIN(name, suffix, params, args) \
     static cudaError_t body_##name(int pt, RT_UNPACK params); \
-    RT_API cudaError_t name params { return rt_note(body_##name(0, RT_UNPACK args)); } \
-    RT_API cudaError_t name##suffix params { return rt_note(body_##name(1, RT_UNPACK args)); } \
+    RT_API cudaError_t name params \
+    { \
+        sim_called(RT_TEXT(name)); \
+        return rt_note(body_##name(0, RT_UNPACK args)); \
+    } \
+    RT_API cudaError_t name##suffix params \
+    { \
+        sim_called(#name #suffix); \
+        return rt_note(body_##name(1, RT_UNPACK args)); \
+    } \
     static cudaError_t body_##name(int pt, RT_UNPACK params)
 #define RT_SZ(name, params, args) RT_TWIN(name, _ptsz, params, args)
 #define RT_DS(name, params, args) RT_TWIN(name, _ptds, params, args)

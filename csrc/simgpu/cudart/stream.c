@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams, events, capture and graphs. The handles are the driver's.
+/* Streams, events and capture. The handles are the driver's.
  */
 #include "rt.h"
 
@@ -105,60 +105,49 @@ RT_SZ(cudaStreamIsCapturing, (cudaStream_t stream, enum cudaStreamCaptureStatus 
 
 _Static_assert(sizeof(cudaGraphEdgeData) == sizeof(CUgraphEdgeData), "the runtime's edge data are the driver's");
 
+/* Without a place for edge data the driver answers LOSSY_QUERY where an edge has some: what the older forms are documented to do. */
+static cudaError_t capture_info(int pt, cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                                cudaGraph_t *graph, const cudaGraphNode_t **dependencies, const cudaGraphEdgeData **edges,
+                                size_t *count)
+{
+    RT_CALL(rt.cuStreamGetCaptureInfo[pt](stream, (CUstreamCaptureStatus *)status, (cuuint64_t *)id, graph, dependencies,
+                                          (const CUgraphEdgeData **)edges, count));
+}
+
+#if CUDART_VERSION >= 13000
+#else /* the names of 12: the first form, _v2 with the graph, _v3 with edges */
+#undef cudaStreamGetCaptureInfo
+RT_SZ(cudaStreamGetCaptureInfo, (cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id),
+      (stream, status, id))
+{
+    return capture_info(pt, stream, status, id, NULL, NULL, NULL, NULL);
+}
+
+RT_API cudaError_t cudaStreamGetCaptureInfo_v2_ptsz(cudaStream_t stream, enum cudaStreamCaptureStatus *status,
+                                                    unsigned long long *id, cudaGraph_t *graph,
+                                                    const cudaGraphNode_t **dependencies, size_t *numDependencies);
+RT_SZ(cudaStreamGetCaptureInfo_v2,
+      (cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
+       const cudaGraphNode_t **dependencies, size_t *numDependencies),
+      (stream, status, id, graph, dependencies, numDependencies))
+{
+    return capture_info(pt, stream, status, id, graph, dependencies, NULL, numDependencies);
+}
+#endif
+
+#if CUDART_VERSION >= 13000
 RT_SZ(cudaStreamGetCaptureInfo,
+#else
+RT_SZ(cudaStreamGetCaptureInfo_v3,
+#endif
       (cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
        const cudaGraphNode_t **dependencies, const cudaGraphEdgeData **edgeData, size_t *numDependencies),
       (stream, status, id, graph, dependencies, edgeData, numDependencies))
 {
-    RT_CALL(rt.cuStreamGetCaptureInfo[pt](stream, (CUstreamCaptureStatus *)status, (cuuint64_t *)id, graph, dependencies,
-                                          (const CUgraphEdgeData **)edgeData, numDependencies));
+    return capture_info(pt, stream, status, id, graph, dependencies, edgeData, numDependencies);
 }
 
 RT(cudaThreadExchangeStreamCaptureMode, (enum cudaStreamCaptureMode * mode), (mode))
 {
     RT_CALL(rt.cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
-}
-
-RT(cudaGraphCreate, (cudaGraph_t * pGraph, unsigned int flags), (pGraph, flags))
-{
-    RT_CALL(rt.cuGraphCreate(pGraph, flags));
-}
-
-RT(cudaGraphDestroy, (cudaGraph_t graph), (graph))
-{
-    RT_CALL(rt.cuGraphDestroy(graph));
-}
-
-RT(cudaGraphGetNodes, (cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *numNodes), (graph, nodes, numNodes))
-{
-    RT_CALL(rt.cuGraphGetNodes(graph, nodes, numNodes));
-}
-
-RT(cudaGraphInstantiate, (cudaGraphExec_t * pGraphExec, cudaGraph_t graph, unsigned long long flags), (pGraphExec, graph, flags))
-{
-    RT_CALL(rt.cuGraphInstantiateWithFlags(pGraphExec, graph, flags));
-}
-
-RT(cudaGraphInstantiateWithFlags, (cudaGraphExec_t * pGraphExec, cudaGraph_t graph, unsigned long long flags),
-   (pGraphExec, graph, flags))
-{
-    RT_CALL(rt.cuGraphInstantiateWithFlags(pGraphExec, graph, flags));
-}
-
-_Static_assert(sizeof(cudaGraphExecUpdateResultInfo) == sizeof(CUgraphExecUpdateResultInfo), "the runtime's result is the driver's");
-
-RT(cudaGraphExecUpdate, (cudaGraphExec_t hGraphExec, cudaGraph_t hGraph, cudaGraphExecUpdateResultInfo *resultInfo),
-   (hGraphExec, hGraph, resultInfo))
-{
-    RT_CALL(rt.cuGraphExecUpdate(hGraphExec, hGraph, (CUgraphExecUpdateResultInfo *)resultInfo));
-}
-
-RT(cudaGraphExecDestroy, (cudaGraphExec_t graphExec), (graphExec))
-{
-    RT_CALL(rt.cuGraphExecDestroy(graphExec));
-}
-
-RT_SZ(cudaGraphLaunch, (cudaGraphExec_t graphExec, cudaStream_t stream), (graphExec, stream))
-{
-    RT_CALL(rt.cuGraphLaunch[pt](graphExec, stream));
 }

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runtimes and cuBLAS of the simulated GPU, as files: which names they export, under which version node."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerDefSection
+
+# Declared in headers that only programs with OpenGL, EGL or VDPAU include.
+GRAPHICS = re.compile(r"cuda(Graphics)?(GL|EGL|VDPAU)\w*|cudaEventCreateFromEGLSync|cudaGraphicsResourceGetMappedEglFrame")
+# In no public header: what they take is not known.
+UNDECLARED = re.compile(r"cudaSubgrid\w+|__cuda(GetProcAddress|RegisterHostVar|RegisterUnifiedTable)")
+
+
+def exported(path: Path) -> dict[str, str]:
+    """Each defined name and the version node that it belongs to."""
+    with path.open("rb") as file:
+        elf = ELFFile(file)
+        nodes = {}
+        for section in elf.iter_sections():
+            if isinstance(section, GNUVerDefSection):
+                for version, names in section.iter_versions():
+                    nodes[version["vd_ndx"]] = next(names).name
+        versions = elf.get_section_by_name(".gnu.version")
+        found = {}
+        for number, symbol in enumerate(elf.get_section_by_name(".dynsym").iter_symbols()):
+            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["type"] != "STT_OBJECT":
+                found[symbol.name] = nodes.get(int(versions.get_symbol(number)["ndx"]) & 0x7FFF, "") if versions else ""
+        return found
+
+
+def nvidias(module: str, name: str) -> Path:
+    """The library of NVIDIA's wheel, which the test extra installs for other tests: only its table of names is read here."""
+    found = pytest.importorskip(module)
+    return Path(list(found.__path__)[0]) / "lib" / name
+
+
+@pytest.mark.parametrize(("major", "module"), [(12, "nvidia.cuda_runtime"), (13, "nvidia.cu13")])
+def test_the_runtime_exports_the_names_of_nvidias(sim_dir: Path, major: int, module: str) -> None:
+    name = f"libcudart.so.{major}"
+    theirs, ours = exported(nvidias(module, name)), exported(sim_dir / name)
+    assert len(theirs) > 400
+    missing = {entry for entry in theirs if entry not in ours}
+    assert {entry for entry in missing if not GRAPHICS.fullmatch(entry) and not UNDECLARED.fullmatch(entry)} == set()
+    assert set(ours.values()) == {name} == set(theirs.values())
+    assert set(ours) <= set(theirs), "a name that NVIDIA's does not have hides that a program asks for the wrong one"
+
+
+@pytest.mark.parametrize("major", [12, 13])
+@pytest.mark.parametrize("library", ["libcublas", "libcublasLt"])
+def test_cublas_has_the_names_of_its_table(sim_dir: Path, library: str, major: int) -> None:
+    table = Path(__file__).resolve().parents[2] / "csrc" / "simgpu" / "cublas" / f"{library}.txt"
+    wanted = {name for line in table.read_text().splitlines() if not line.startswith("#") for name in line.split()}
+    ours = exported(sim_dir / f"{library}.so.{major}")
+    assert set(ours) == wanted
+    assert set(ours.values()) == {f"{library}.so.{major}"}
