@@ -60,7 +60,7 @@ def _paths(text: str) -> str:
     return ":".join(os.path.abspath(part) for part in text.split(":"))
 
 
-_SPECIAL: Mapping[str, Callable[[str], str]] = {"name": _name, "kernels": _paths, "trace": _paths, "stub_log": _paths}
+_SPECIAL: Mapping[str, Callable[[str], str]] = {"name": _name, "kernels": _paths, "trace": _paths, "stub_log": _paths, "calls": _paths}
 
 
 def _checked(name: str, key: Key, text: str) -> str:
