@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAGIC 0x31304d47504d4953u /* "SIMPGM01" */
+#define MAGIC 0x32304d47504d4953u /* "SIMPGM02" */
 #define SLOTS 256
 
 struct slot {
@@ -33,7 +33,8 @@ struct slot {
 struct machine {
     uint64_t magic;
     uint64_t vram, ram;
-    uint64_t devices;
+    uint32_t devices;
+    uint32_t high; /* slots from here on were never taken: nobody looks at their pages */
     struct slot slots[SLOTS];
 };
 
@@ -96,7 +97,7 @@ static bool held(const struct machine *m, const struct slot *s, int f)
 static unsigned reap(struct machine *m, int f)
 {
     unsigned taken = 0;
-    for (struct slot *s = m->slots; s < m->slots + SLOTS; s++) {
+    for (struct slot *s = m->slots; s < m->slots + m->high; s++) {
         if (!s->pid)
             continue;
         if (s == mine || (start_of(s->pid) == s->start && held(m, s, f)))
@@ -142,7 +143,7 @@ static struct machine *open_locked(bool create, int *file)
 
 static bool same_shape(const struct machine *m, const struct sim_config *c)
 {
-    return m->vram == c->vram && m->ram == c->ram && m->devices == (uint64_t)c->devices;
+    return m->vram == c->vram && m->ram == c->ram && m->devices == (uint32_t)c->devices;
 }
 
 static int join_locked(void)
@@ -153,11 +154,12 @@ static int join_locked(void)
     if (!m)
         return -1;
     if (m->magic != MAGIC || reap(m, f) == 0) { /* ours to shape */
-        memset(m, 0, sizeof *m);
+        if (m->magic) /* a new file is zero already */
+            memset(m, 0, sizeof *m);
         m->magic = MAGIC;
         m->vram = c->vram;
         m->ram = c->ram;
-        m->devices = (uint64_t)c->devices;
+        m->devices = (uint32_t)c->devices;
     }
     struct slot *s = m->slots;
     while (s < m->slots + SLOTS && s->pid)
@@ -182,6 +184,8 @@ static int join_locked(void)
     fcntl(f, F_OFD_SETLK, &l); /* free: its last owner is dead */
     s->start = start_of(getpid());
     s->pid = getpid();
+    if (m->high <= (uint32_t)(s - m->slots))
+        m->high = (uint32_t)(s - m->slots) + 1;
     flock(f, LOCK_UN);
     fd = f;
     shared = m;
@@ -230,7 +234,7 @@ static unsigned column(int tier)
 static uint64_t sum(const struct machine *m, int tier)
 {
     uint64_t total = 0;
-    for (const struct slot *s = m->slots; s < m->slots + SLOTS; s++)
+    for (const struct slot *s = m->slots; s < m->slots + m->high; s++)
         if (s->pid)
             total += s->used[column(tier)];
     return total;
