@@ -3,7 +3,9 @@
  * Called by every stream-ordered entry. Source of the rules: cuda.h at cuStreamBeginCapture,
  * cuThreadExchangeStreamCaptureMode and the CUDA_ERROR_STREAM_CAPTURE_* codes.
  */
+#include "doubt.h"
 #include "graph.h"
+#include "launch.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,11 +72,45 @@ void sim_capture_implicit(CUcontext ctx, CUresult *r)
         }
 }
 
+CUresult sim_capture_unsafe_vmm(void)
+{
+    return sim_doubt(SIM_DOUBT_CAPTURE_VMM) ? CUDA_SUCCESS : sim_capture_unsafe();
+}
+
+CUresult sim_capture_unsafe_event(void)
+{
+    return sim_doubt(SIM_DOUBT_CAPTURE_QUERY) ? CUDA_SUCCESS : sim_capture_unsafe();
+}
+
+static CUgraph left; /* [locked] graphs of captures that came to nothing, freed where no lock is held */
+
+static void leave(CUgraph g)
+{
+    sim_graph_forget(g);
+    g->next_left = left;
+    left = g;
+}
+
+static void free_left(void)
+{
+    sim_take();
+    CUgraph g = left;
+    left = NULL;
+    sim_give();
+    while (g) {
+        CUgraph next = g->next_left;
+        sim_graph_free(g);
+        g = next;
+    }
+}
+
 static void leave_capture(CUstream s)
 {
     s->capture = NULL;
     free(s->tips);
+    free(s->tip_edges);
     s->tips = NULL;
+    s->tip_edges = NULL;
     s->tip_count = 0;
 }
 
@@ -97,50 +133,88 @@ void sim_capture_forget(CUstream s)
     if (!c)
         return;
     c->invalid = true;
-    if (c->origin == s)
+    if (c->origin == s) {
+        if (c->graph && !c->borrowed)
+            leave(c->graph);
         capture_end(c);
-    else
+    } else {
         leave_capture(s);
+    }
 }
 
 /* ---- the nodes that the next operation of a stream depends on */
 
-bool sim_tips_set(CUstream s, CUgraphNode const *nodes, unsigned count)
+static bool tips_room(CUstream s, unsigned count)
 {
-    CUgraphNode *copy = malloc((count ? count : 1) * sizeof *copy);
-    if (!copy)
-        return false;
-    if (count)
-        memcpy(copy, nodes, count * sizeof *copy);
-    free(s->tips);
-    s->tips = copy;
-    s->tip_count = count;
-    return true;
+    CUgraphNode *nodes = realloc(s->tips, (count + 1) * sizeof *nodes);
+    if (nodes)
+        s->tips = nodes;
+    CUgraphEdgeData *edges = realloc(s->tip_edges, (count + 1) * sizeof *edges);
+    if (edges)
+        s->tip_edges = edges;
+    return nodes && edges;
 }
 
-bool sim_tips_add(CUstream s, CUgraphNode const *nodes, unsigned count)
+bool sim_tips_add(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
 {
-    CUgraphNode *all = realloc(s->tips, (s->tip_count + count + 1) * sizeof *all);
-    if (!all)
+    if (!tips_room(s, s->tip_count + count))
         return false;
-    s->tips = all;
     for (unsigned i = 0; i < count; i++) {
-        bool have = false;
-        for (unsigned k = 0; k < s->tip_count; k++)
-            have |= all[k] == nodes[i];
-        if (!have)
-            all[s->tip_count++] = nodes[i];
+        unsigned k = 0;
+        while (k < s->tip_count && s->tips[k] != nodes[i])
+            k++;
+        s->tips[k] = nodes[i];
+        if (k == s->tip_count || edges) /* an edge that is there already keeps what it is */
+            s->tip_edges[k] = edges ? edges[i] : (CUgraphEdgeData){0};
+        s->tip_count += k == s->tip_count;
     }
     return true;
 }
 
-CUresult sim_capture_empty(CUstream s, CUgraphNodeType kind)
+bool sim_tips_set(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
+{
+    if (!tips_room(s, count))
+        return false;
+    s->tip_count = 0;
+    return sim_tips_add(s, nodes, edges, count);
+}
+
+/* A launch that may overlap the kernel before it (CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) becomes a node with a
+ * programmatic edge to it (Programming Guide, programmatic dependent launch, use in graphs). */
+static bool programmatic(const struct sim_act *a)
+{
+    unsigned count;
+    const CUlaunchAttribute *all = a->kind == CU_GRAPH_NODE_TYPE_KERNEL ? sim_launch_attributes(sim_act_op(a), &count) : NULL;
+    for (unsigned i = 0; all && i < count; i++)
+        if (all[i].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+            return all[i].value.programmaticStreamSerializationAllowed != 0;
+    return false;
+}
+
+CUresult sim_capture_add(CUstream s, struct sim_act act, CUgraphNode *out)
 {
     CUgraphNode node;
     if (s->capture->invalid)
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-    CUresult r = sim_graph_add(s->capture->graph, kind, NULL, s->tips, s->tip_count, &node);
-    return !r && !sim_tips_set(s, &node, 1) ? CUDA_ERROR_OUT_OF_MEMORY : r;
+    if (!tips_room(s, s->tip_count))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    bool overlap = programmatic(&act);
+    for (unsigned i = 0; i < s->tip_count; i++)
+        if (overlap && s->tips[i]->act.kind == CU_GRAPH_NODE_TYPE_KERNEL && sim_edge_plain(&s->tip_edges[i])) {
+            s->tip_edges[i].from_port = CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC;
+            s->tip_edges[i].type = CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC;
+        } else if (!sim_edge_ok(&s->tip_edges[i], s->tips[i]->act.kind, act.kind)) {
+            return CUDA_ERROR_INVALID_VALUE; /* what came by cuStreamUpdateCaptureDependencies suits kernels only */
+        }
+    CUresult r = sim_graph_add(s->capture->graph, act, s->tips, s->tip_edges, s->tip_count, &node);
+    if (r)
+        return r;
+    s->tips[0] = node;
+    s->tip_edges[0] = (CUgraphEdgeData){0};
+    s->tip_count = 1;
+    if (out)
+        *out = node;
+    return CUDA_SUCCESS;
 }
 
 /* ---- the way in */
@@ -165,18 +239,15 @@ static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, bool wait)
     r = sim_stream_find(handle, ptsz, &s);
     if (!r && s->capture) {
         captured = true;
-        CUgraphNode node;
-        r = s->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
-        if (!r && op.kind == SIM_OP_CALLBACK) { /* cuda.h, cuStreamAddCallback: not supported in captures */
+        if (op.kind == SIM_OP_CALLBACK) { /* cuda.h, cuStreamAddCallback: not supported in captures */
             s->capture->invalid = true;
             r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         }
-        if (!r) {
+        struct sim_act act = {.kind = op.kind, .work = w, .ctx = op.kind == CU_GRAPH_NODE_TYPE_KERNEL ? sim_launch_context(&op) : s->ctx};
+        if (!r)
+            r = sim_capture_add(s, act, NULL);
+        if (!r)
             sim_work_ref(w); /* ours is let go below, outside the lock */
-            r = sim_graph_add(s->capture->graph, op.kind, w, s->tips, s->tip_count, &node);
-        }
-        if (!r && !sim_tips_set(s, &node, 1))
-            r = CUDA_ERROR_OUT_OF_MEMORY;
     } else if (!r) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
@@ -209,7 +280,8 @@ CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op)
 
 /* ---- entries */
 
-static CUresult begin(CUstream handle, bool pt, CUstreamCaptureMode mode, CUgraph into, const CUgraphNode *needs, size_t count)
+static CUresult begin(CUstream handle, bool pt, CUstreamCaptureMode mode, CUgraph into, const CUgraphNode *needs,
+                      const CUgraphEdgeData *edges, size_t count)
 {
     CUcontext ctx;
     CUstream s;
@@ -228,17 +300,21 @@ static CUresult begin(CUstream handle, bool pt, CUstreamCaptureMode mode, CUgrap
         r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     if (!r && s->capture)
         r = CUDA_ERROR_ILLEGAL_STATE;
-    if (!r && into && !sim_object(SIM_GRAPH, (uint64_t)(uintptr_t)into))
+    if (!r && into && !sim_graph_of(into))
         r = CUDA_ERROR_INVALID_VALUE;
+    for (struct sim_capture *o = sim_captures; !r && into && o; o = o->next)
+        if (o->graph == into)
+            r = CUDA_ERROR_INVALID_VALUE; /* two captures would write one graph */
     for (size_t i = 0; !r && i < count; i++) {
-        CUgraphNode n = sim_object(SIM_NODE, (uint64_t)(uintptr_t)needs[i]);
-        if (!n || n->graph != into)
+        CUgraphNode n = sim_node_of(needs[i]);
+        if (!n || n->graph != into || (edges && !sim_edge_ok(&edges[i], n->act.kind, CU_GRAPH_NODE_TYPE_KERNEL)))
             r = CUDA_ERROR_INVALID_VALUE;
     }
-    if (!r) {
-        c->graph = into ? into : sim_graph_new();
-        if (!c->graph || !sim_tips_set(s, needs, (unsigned)count))
-            r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r && !sim_tips_set(s, needs, edges, (unsigned)count))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r && !(c->graph = into ? into : sim_graph_new())) {
+        leave_capture(s);
+        r = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (r) {
         free(c);
@@ -256,27 +332,34 @@ static CUresult begin(CUstream handle, bool pt, CUstreamCaptureMode mode, CUgrap
     return r;
 }
 
-/* Is every tip of `s` an ancestor of (or among) the tips of the origin? */
-static void mark_ancestors(CUgraphNode n, unsigned mark)
+/* Is what every stream of the capture has reached needed by what the origin has reached? A node counts for a stream as long as
+ * the stream's next one would depend on it: what cuStreamUpdateCaptureDependencies took away does not. */
+static CUresult joined(const struct sim_capture *c)
 {
-    if (n->mark == mark)
-        return;
-    n->mark = mark;
-    for (unsigned i = 0; i < n->needed; i++)
-        mark_ancestors(n->needs[i], mark);
-}
-
-static bool joined(const struct sim_capture *c)
-{
-    static unsigned mark;
-    mark++;
+    static unsigned marks;
+    unsigned mark = ++marks & 0x3fffffffu, n = 0;
+    CUgraphNode *todo = malloc((c->graph->count + 1) * sizeof *todo);
+    if (!todo)
+        return CUDA_ERROR_OUT_OF_MEMORY;
     for (unsigned i = 0; i < c->origin->tip_count; i++)
-        mark_ancestors(c->origin->tips[i], mark);
+        if (c->origin->tips[i]->mark != mark) {
+            c->origin->tips[i]->mark = mark;
+            todo[n++] = c->origin->tips[i];
+        }
+    while (n) {
+        CUgraphNode node = todo[--n];
+        for (unsigned i = 0; i < node->needed; i++)
+            if (node->needs[i]->mark != mark) {
+                node->needs[i]->mark = mark;
+                todo[n++] = node->needs[i];
+            }
+    }
+    free(todo);
     for (CUstream s = c->origin->ctx->streams; s; s = s->next)
         for (unsigned i = 0; s->capture == c && i < s->tip_count; i++)
             if (s->tips[i]->mark != mark)
-                return false;
-    return true;
+                return CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+    return CUDA_SUCCESS;
 }
 
 static CUresult end(CUstream handle, bool pt, CUgraph *out)
@@ -290,7 +373,6 @@ static CUresult end(CUstream handle, bool pt, CUgraph *out)
     if (!out || !me)
         return CUDA_ERROR_INVALID_VALUE;
     *out = NULL;
-    CUgraph waste = NULL;
     sim_take();
     r = sim_stream_find(handle, pt, &s);
     struct sim_capture *c = r ? NULL : s->capture;
@@ -301,19 +383,15 @@ static CUresult end(CUstream handle, bool pt, CUgraph *out)
     if (!r && c->mode != CU_STREAM_CAPTURE_MODE_RELAXED && c->thread != me->id)
         r = CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
     if (!r) {
-        if (c->invalid)
-            r = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-        else if (!joined(c))
-            r = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+        r = c->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : joined(c);
         if (!r)
             *out = c->graph;
-        else if (!c->borrowed)
-            waste = c->graph;
+        else if (c->graph && !c->borrowed)
+            leave(c->graph);
         capture_end(c);
     }
     sim_give();
-    if (waste)
-        cuGraphDestroy(waste);
+    free_left();
     return r;
 }
 
@@ -325,7 +403,7 @@ static CUresult info(CUstream handle, bool pt, CUstreamCaptureStatus *status, cu
     CUresult r = sim_current(&ctx);
     if (r)
         return r;
-    if (!status)
+    if (!status || (edges && !deps))
         return CUDA_ERROR_INVALID_VALUE;
     sim_take();
     r = sim_stream_find(handle, pt, &s);
@@ -345,7 +423,10 @@ static CUresult info(CUstream handle, bool pt, CUstreamCaptureStatus *status, cu
         if (deps)
             *deps = active ? s->tips : NULL;
         if (edges)
-            *edges = NULL; /* all edges are plain */
+            *edges = active ? s->tip_edges : NULL;
+        for (unsigned i = 0; deps && !edges && active && i < s->tip_count; i++)
+            if (!sim_edge_plain(&s->tip_edges[i]))
+                r = CUDA_ERROR_LOSSY_QUERY;
         if (count)
             *count = active ? s->tip_count : 0;
     }
@@ -353,7 +434,7 @@ static CUresult info(CUstream handle, bool pt, CUstreamCaptureStatus *status, cu
     return r;
 }
 
-static CUresult update(CUstream handle, bool pt, const CUgraphNode *nodes, size_t count, unsigned flags)
+static CUresult update(CUstream handle, bool pt, const CUgraphNode *nodes, const CUgraphEdgeData *edges, size_t count, unsigned flags)
 {
     CUcontext ctx;
     CUstream s;
@@ -366,12 +447,14 @@ static CUresult update(CUstream handle, bool pt, const CUgraphNode *nodes, size_
     r = sim_stream_find(handle, pt, &s);
     if (!r && !s->capture)
         r = CUDA_ERROR_ILLEGAL_STATE;
+    if (!r && s->capture->invalid)
+        r = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     for (size_t i = 0; !r && i < count; i++) {
-        CUgraphNode n = sim_object(SIM_NODE, (uint64_t)(uintptr_t)nodes[i]);
-        if (!n || n->graph != s->capture->graph)
+        CUgraphNode n = sim_node_of(nodes[i]);
+        if (!n || n->graph != s->capture->graph || (edges && !sim_edge_ok(&edges[i], n->act.kind, CU_GRAPH_NODE_TYPE_KERNEL)))
             r = CUDA_ERROR_INVALID_VALUE;
     }
-    if (!r && !(flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES ? sim_tips_set : sim_tips_add)(s, nodes, (unsigned)count))
+    if (!r && !(flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES ? sim_tips_set : sim_tips_add)(s, nodes, edges, (unsigned)count))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     sim_give();
     return r;
@@ -392,12 +475,12 @@ SIM_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode)
 /* Each entry twice: default stream of the context, and of the thread. */
 #define CAPTURE_ENTRIES(suffix, pt) \
     SIM_API CUresult cuStreamBeginCapture##suffix(CUstream s) \
-    { SIM_ENTRY(); return begin(s, pt, CU_STREAM_CAPTURE_MODE_GLOBAL, NULL, NULL, 0); } \
+    { SIM_ENTRY(); return begin(s, pt, CU_STREAM_CAPTURE_MODE_GLOBAL, NULL, NULL, NULL, 0); } \
     SIM_API CUresult cuStreamBeginCapture_v2##suffix(CUstream s, CUstreamCaptureMode mode) \
-    { SIM_ENTRY(); return begin(s, pt, mode, NULL, NULL, 0); } \
+    { SIM_ENTRY(); return begin(s, pt, mode, NULL, NULL, NULL, 0); } \
     SIM_API CUresult cuStreamBeginCaptureToGraph##suffix(CUstream s, CUgraph graph, const CUgraphNode *deps, \
                                                          const CUgraphEdgeData *edges, size_t count, CUstreamCaptureMode mode) \
-    { SIM_ENTRY(); (void)edges; return graph ? begin(s, pt, mode, graph, deps, count) : CUDA_ERROR_INVALID_VALUE; } \
+    { SIM_ENTRY(); return graph ? begin(s, pt, mode, graph, deps, edges, count) : CUDA_ERROR_INVALID_VALUE; } \
     SIM_API CUresult cuStreamEndCapture##suffix(CUstream s, CUgraph *graph) \
     { SIM_ENTRY(); return end(s, pt, graph); } \
     SIM_API CUresult cuStreamIsCapturing##suffix(CUstream s, CUstreamCaptureStatus *status) \
@@ -412,9 +495,9 @@ SIM_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode)
                                                        const CUgraphEdgeData **edges, size_t *count) \
     { SIM_ENTRY(); return info(s, pt, status, id, graph, deps, edges, count); } \
     SIM_API CUresult cuStreamUpdateCaptureDependencies##suffix(CUstream s, CUgraphNode *deps, size_t count, unsigned flags) \
-    { SIM_ENTRY(); return update(s, pt, deps, count, flags); } \
+    { SIM_ENTRY(); return update(s, pt, deps, NULL, count, flags); } \
     SIM_API CUresult cuStreamUpdateCaptureDependencies_v2##suffix(CUstream s, CUgraphNode *deps, const CUgraphEdgeData *edges, \
                                                                   size_t count, unsigned flags) \
-    { SIM_ENTRY(); (void)edges; return update(s, pt, deps, count, flags); }
+    { SIM_ENTRY(); return update(s, pt, deps, edges, count, flags); }
 CAPTURE_ENTRIES(, false)
 CAPTURE_ENTRIES(_ptsz, true)

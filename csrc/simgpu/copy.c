@@ -23,8 +23,7 @@ struct sim_job *sim_job_new(unsigned boxes)
     return j;
 }
 
-/* Bytes from the first to behind the last one that a side touches; 0 on overflow. */
-static uint64_t extent(const struct sim_box *b, const struct sim_side *s)
+uint64_t sim_box_extent(const struct sim_box *b, const struct sim_side *s)
 {
     uint64_t layers, rows, n;
     if (__builtin_mul_overflow(b->depth - 1, s->slice, &layers) || __builtin_mul_overflow(b->height - 1, s->pitch, &rows) ||
@@ -44,7 +43,7 @@ static void join(struct sim_span *all, const struct sim_span *one)
 
 CUresult sim_side_check(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span)
 {
-    uint64_t n = extent(b, s), rows = 1, layers = 1, width = n;
+    uint64_t n = sim_box_extent(b, s), rows = 1, layers = 1, width = n;
     if (!n || s->p + n < s->p)
         return CUDA_ERROR_INVALID_VALUE;
     if (sim_doubt(SIM_DOUBT_RECTANGLE)) {

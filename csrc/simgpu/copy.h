@@ -20,6 +20,8 @@ struct sim_job {
     uint64_t cost_ns;
     bool pageable;    /* some operand is pageable host memory */
     bool device_only; /* every operand is in VRAM */
+    bool given;       /* params are what it was made from (a 3D form); else they follow from the only box */
+    CUDA_MEMCPY3D params;
     struct sim_box boxes[];
 };
 
@@ -38,6 +40,8 @@ CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad);
 CUresult sim_side_check(CUcontext ctx, const struct sim_box *b, const struct sim_side *s, bool write, struct sim_span *span);
 /* Enqueue a checked job (taken over). `wait`: a synchronous entry. */
 CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait);
+/* Bytes from the first to behind the last one that a side touches; 0 on overflow. */
+uint64_t sim_box_extent(const struct sim_box *b, const struct sim_side *s);
 struct sim_op sim_job_op(struct sim_job *job); /* the operation of a checked job (taken over) */
 /* An operand as the 2D and 3D structs describe it. Takes the lock. */
 CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarray array, uint64_t x, uint64_t y, uint64_t z,

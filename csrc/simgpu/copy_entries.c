@@ -116,11 +116,14 @@ static CUresult solid_job(const CUDA_MEMCPY3D *c, struct sim_job **out)
         if (!r)
             r = sim_side_of(c->dstMemoryType, at(c->dstHost), c->dstDevice, c->dstArray, c->dstXInBytes, c->dstY, c->dstZ, c->dstPitch, c->dstHeight, b, &b->dst);
     }
-    if (r)
+    if (r) {
         free(job);
-    else
-        *out = job;
-    return r;
+        return r;
+    }
+    job->given = true;
+    job->params = *c;
+    *out = job;
+    return CUDA_SUCCESS;
 }
 
 static CUresult solid(const CUDA_MEMCPY3D *c, CUstream s, bool pt, bool synchronous)
@@ -275,6 +278,50 @@ CUresult sim_copy_op(const CUDA_MEMCPY3D *p, CUcontext handle, struct sim_op *ou
     }
     *out = sim_job_op(job);
     return CUDA_SUCCESS;
+}
+
+/* How a captured copy names one side: memory of the host that no device allocation covers is HOST. */
+static CUmemorytype type_of(const struct sim_side *s)
+{
+    const struct sim_map *m = sim_map_find(s->p);
+    return s->must == SIM_DEVICE_SIDE || (m && m->kind != SIM_MAP_HOST && m->kind != SIM_MAP_REGISTERED) ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+}
+
+bool sim_copy_params(const struct sim_op *op, CUDA_MEMCPY3D *out)
+{
+    const struct sim_job *j = op->arg;
+    if (j->given)
+        *out = j->params;
+    if (j->given || j->count != 1)
+        return j->given;
+    const struct sim_box *b = &j->boxes[0];
+    *out = (CUDA_MEMCPY3D){.WidthInBytes = b->width, .Height = b->height, .Depth = b->depth};
+    out->srcMemoryType = type_of(&b->src);
+    out->dstMemoryType = type_of(&b->dst);
+    if (out->srcMemoryType == CU_MEMORYTYPE_HOST)
+        out->srcHost = (const void *)(uintptr_t)b->src.p;
+    else
+        out->srcDevice = b->src.p;
+    if (out->dstMemoryType == CU_MEMORYTYPE_HOST)
+        out->dstHost = (void *)(uintptr_t)b->dst.p;
+    else
+        out->dstDevice = b->dst.p;
+    out->srcPitch = b->src.pitch ? b->src.pitch : b->width;
+    out->dstPitch = b->dst.pitch ? b->dst.pitch : b->width;
+    out->srcHeight = b->src.pitch && b->src.slice ? b->src.slice / b->src.pitch : b->height;
+    out->dstHeight = b->dst.pitch && b->dst.slice ? b->dst.slice / b->dst.pitch : b->height;
+    return true;
+}
+
+bool sim_copy_operands(const struct sim_op *op, struct sim_operand out[2])
+{
+    const struct sim_job *j = op->arg;
+    if (j->count != 1)
+        return false;
+    const struct sim_box *b = &j->boxes[0];
+    out[0] = (struct sim_operand){.p = b->dst.p, .n = sim_box_extent(b, &b->dst)};
+    out[1] = (struct sim_operand){.p = b->src.p, .n = sim_box_extent(b, &b->src)};
+    return true;
 }
 
 /* ---- entries; D is the suffix of the synchronous ones, Z of those with a stream */

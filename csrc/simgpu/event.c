@@ -92,6 +92,43 @@ static CUresult record_captured(CUevent e, CUstream s)
     return CUDA_SUCCESS;
 }
 
+CUresult sim_event_find(CUevent handle, CUcontext *ctx)
+{
+    CUevent e = event_of(handle);
+    if (!e)
+        return CUDA_ERROR_INVALID_HANDLE;
+    *ctx = e->ctx;
+    return CUDA_SUCCESS;
+}
+
+struct sim_task *sim_event_task(CUevent handle)
+{
+    CUevent e = event_of(handle);
+    if (!e || !e->task || e->capture)
+        return NULL;
+    atomic_fetch_add(&e->task->refs, 1);
+    return e->task;
+}
+
+struct sim_task *sim_event_promise(CUevent handle)
+{
+    CUevent e = event_of(handle);
+    struct sim_task *t = e ? sim_promise_new() : NULL;
+    if (!t)
+        return NULL;
+    sim_task_drop(e->task);
+    e->task = t;
+    e->capture = 0;
+    atomic_fetch_add(&t->refs, 1);
+    return t;
+}
+
+/* [locked] CU_EVENT_RECORD_EXTERNAL and CU_EVENT_WAIT_EXTERNAL: a node that acts on the event itself. */
+static CUresult capture_external(CUstream s, CUevent e, CUgraphNodeType kind)
+{
+    return s->capture ? sim_capture_add(s, (struct sim_act){.kind = kind, .ctx = e->ctx, .event = e}, NULL) : CUDA_ERROR_INVALID_VALUE;
+}
+
 static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
 {
     CUcontext ctx;
@@ -107,9 +144,9 @@ static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
     r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
     if (!r && e->ctx != s->ctx)
         r = CUDA_ERROR_INVALID_HANDLE;
-    if (!r && flags) /* outside of a capture it is invalid (cuda.h); inside it would become a node: not simulated */
-        r = s->capture ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
-    if (!r && s->capture) {
+    if (!r && flags) {
+        r = capture_external(s, e, CU_GRAPH_NODE_TYPE_EVENT_RECORD);
+    } else if (!r && s->capture) {
         r = record_captured(e, s);
     } else if (!r) {
         if (s->legacy)
@@ -220,6 +257,8 @@ SIM_API CUresult cuEventQuery(CUevent hEvent)
     struct sim_task *t = NULL;
     sim_take();
     CUresult r = task_of(hEvent, &t);
+    if (!r)
+        r = sim_capture_unsafe_event();
     if (!r) /* a context that has failed says so first: what it had queued will never be done */
         r = (CUresult)atomic_load(&event_of(hEvent)->ctx->sticky);
     sim_give();
@@ -239,9 +278,13 @@ SIM_API CUresult cuEventSynchronize(CUevent hEvent)
     CUresult r = task_of(hEvent, &t);
     CUevent e = event_of(hEvent);
     CUcontext ctx = e ? e->ctx : NULL;
+    if (!r)
+        r = sim_capture_unsafe_event();
     sim_give();
-    if (r)
+    if (r) {
+        sim_task_drop(t);
         return r;
+    }
     if (t) {
         sim_task_wait(t);
         sim_task_drop(t);
@@ -311,7 +354,7 @@ static CUresult wait_captured(CUstream s, CUevent e)
     }
     if (!to && s->ctx != from->origin->ctx)
         return CUDA_ERROR_NOT_SUPPORTED; /* captures over several contexts: not simulated */
-    if (!(to ? sim_tips_add : sim_tips_set)(s, e->nodes, e->count))
+    if (!(to ? sim_tips_add : sim_tips_set)(s, e->nodes, NULL, e->count))
         return CUDA_ERROR_OUT_OF_MEMORY;
     s->capture = from;
     return CUDA_SUCCESS;
@@ -329,9 +372,9 @@ static CUresult wait(CUstream stream, bool pt, CUevent handle, unsigned flags)
     sim_take();
     CUevent e = event_of(handle);
     r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_HANDLE;
-    if (!r && flags) /* as for recording */
-        r = s->capture ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
-    if (!r && (s->capture || (e->capture && sim_capture_by_id(e->capture)))) {
+    if (!r && flags) {
+        r = capture_external(s, e, CU_GRAPH_NODE_TYPE_WAIT_EVENT);
+    } else if (!r && (s->capture || (e->capture && sim_capture_by_id(e->capture)))) {
         r = wait_captured(s, e);
     } else if (!r && e->task && !e->capture) {
         if (s->legacy)

@@ -323,6 +323,11 @@ struct sim_op sim_fault_op(struct sim_op op)
     return (struct sim_op){run_broken, drop_broken, b, op.kind};
 }
 
+const struct sim_op *sim_fault_inner(const struct sim_op *op)
+{
+    return op->run == run_broken ? &((const struct broken *)op->arg)->op : op;
+}
+
 /* ---- after an unmap */
 
 static struct { uint64_t base, size; bool map, grant; } unmapped[256]; /* a ring; what was overwritten is forgiven */

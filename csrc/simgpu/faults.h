@@ -24,6 +24,8 @@ bool sim_fault_site(enum sim_site site);
 
 /* The operation as the call queues it: `op`, or one that ends with the fault's code instead of running. */
 struct sim_op sim_fault_op(struct sim_op op);
+/* The operation itself, whichever of the two it is: what is asked for its parameters. */
+const struct sim_op *sim_fault_inner(const struct sim_op *op);
 
 /* "after-unmap": a range was unmapped (successfully); may a map or an access grant of this range go ahead? */
 void sim_fault_unmapped(uint64_t base, uint64_t size);

@@ -1,14 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Graphs: nodes, edges, parameters. Called by applications and by capture.c; executables are graph_exec.c.
- * Rules: nodes that were given parameters can be asked for them, captured ones cannot.
+/* Graphs: nodes, edges, clones. Called by applications and by capture.c; what nodes do is graph_params.c, node entries are
+ * graph_nodes.c, executables graph_exec.c.
+ * Rules: edges keep the order in which they were made, because updates pair graphs by it (cuda.h, cuGraphExecUpdate). A graph
+ * with allocation or free nodes loses no node and no edge, is not cloned, and is instantiated once at a time.
  */
+#include "faults.h"
 #include "graph.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static CUgraph graph_of(CUgraph g) { return sim_object(SIM_GRAPH, (uint64_t)(uintptr_t)g); }
-static CUgraphNode node_of(CUgraphNode n) { return sim_object(SIM_NODE, (uint64_t)(uintptr_t)n); }
+CUgraph sim_graph_of(CUgraph g) { return sim_object(SIM_GRAPH, (uint64_t)(uintptr_t)g); }
+CUgraphNode sim_node_of(CUgraphNode n) { return sim_object(SIM_NODE, (uint64_t)(uintptr_t)n); }
+
+const struct sim_op *sim_act_op(const struct sim_act *a)
+{
+    return a->work ? sim_fault_inner(&a->work->op) : NULL;
+}
+
+void sim_act_hold(const struct sim_act *a)
+{
+    if (a->work)
+        sim_work_ref(a->work);
+    if (a->alloc)
+        sim_graph_alloc_hold(a->alloc);
+}
+
+void sim_act_drop(const struct sim_act *a)
+{
+    sim_work_drop(a->work);
+    sim_graph_alloc_drop(a->alloc);
+}
 
 CUgraph sim_graph_new(void)
 {
@@ -23,43 +45,170 @@ CUgraph sim_graph_new(void)
     return g;
 }
 
-CUresult sim_graph_add(CUgraph g, CUgraphNodeType kind, struct sim_work *w, CUgraphNode const *needs, unsigned count,
+static bool grow(CUgraph g)
+{
+    if (g->count < g->room)
+        return true;
+    unsigned room = g->room ? 2 * g->room : 16;
+    CUgraphNode *grown = realloc(g->nodes, room * sizeof *grown);
+    if (!grown)
+        return false;
+    g->nodes = grown;
+    g->room = room;
+    return true;
+}
+
+CUresult sim_graph_add(CUgraph g, struct sim_act act, CUgraphNode const *needs, const CUgraphEdgeData *edges, unsigned count,
                        CUgraphNode *out)
 {
     CUgraphNode n = calloc(1, sizeof *n);
-    CUgraphNode *copy = malloc((count ? count : 1) * sizeof *copy);
-    if (g->count == g->room) {
-        unsigned room = g->room ? 2 * g->room : 16;
-        CUgraphNode *grown = realloc(g->nodes, room * sizeof *grown);
-        if (grown) {
-            g->nodes = grown;
-            g->room = room;
-        }
-    }
-    if (!n || !copy || g->count == g->room || !sim_object_add(SIM_NODE, (uint64_t)(uintptr_t)n, n)) {
+    CUgraphNode *from = malloc((count ? count : 1) * sizeof *from);
+    CUgraphEdgeData *data = calloc(count ? count : 1, sizeof *data);
+    if (!n || !from || !data || !grow(g) || !sim_object_add(SIM_NODE, (uint64_t)(uintptr_t)n, n)) {
         free(n);
-        free(copy);
-        sim_work_drop(w);
+        free(from);
+        free(data);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (count)
-        memcpy(copy, needs, count * sizeof *copy);
+        memcpy(from, needs, count * sizeof *from);
+    if (count && edges)
+        memcpy(data, edges, count * sizeof *data);
     n->graph = g;
-    n->kind = kind;
-    n->work = w;
-    n->needs = copy;
+    n->act = act;
+    n->needs = from;
+    n->edges = data;
     n->needed = count;
+    n->id = g->next_id++;
+    n->unique = sim_unique();
     g->nodes[g->count++] = n;
+    if (act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC || act.kind == CU_GRAPH_NODE_TYPE_MEM_FREE)
+        g->memory = true;
     *out = n;
     return CUDA_SUCCESS;
 }
 
-/* No lock held: dropping the operation may end a module, which takes it. The node is not registered any more. */
+void sim_graph_forget(CUgraph g)
+{
+    sim_object_drop(SIM_GRAPH, (uint64_t)(uintptr_t)g);
+    for (unsigned i = 0; i < g->count; i++) {
+        sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)g->nodes[i]);
+        if (g->nodes[i]->child)
+            sim_graph_forget(g->nodes[i]->child);
+    }
+}
+
 static void node_free(CUgraphNode n)
 {
-    sim_work_drop(n->work);
+    sim_act_drop(&n->act);
+    if (n->child)
+        sim_graph_free(n->child);
     free(n->needs);
+    free(n->edges);
     free(n);
+}
+
+void sim_graph_free(CUgraph g)
+{
+    for (unsigned i = 0; i < g->count; i++)
+        node_free(g->nodes[i]);
+    sim_user_refs_drop(g->objects);
+    free(g->nodes);
+    free(g);
+}
+
+CUresult sim_graph_clone(CUgraph g, CUgraph *out)
+{
+    CUgraph copy = sim_graph_new();
+    CUresult r = copy ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r && !sim_user_refs_copy(g->objects, &copy->objects))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r)
+        copy->original = g->id;
+    for (unsigned i = 0; !r && i < g->count; i++)
+        g->nodes[i]->slot = i;
+    for (unsigned i = 0; !r && i < g->count; i++) { /* first the nodes, because an edge may lead to a later one */
+        CUgraphNode n = g->nodes[i], made;
+        sim_act_hold(&n->act);
+        r = sim_graph_add(copy, n->act, NULL, NULL, 0, &made);
+        if (r) {
+            sim_act_drop(&n->act); /* never the last holder: the node is another */
+            break;
+        }
+        made->original = n->unique;
+        if (n->child)
+            r = sim_graph_clone(n->child, &made->child);
+        if (!r && n->child)
+            made->child->parent = made;
+    }
+    for (unsigned i = 0; !r && i < g->count; i++) {
+        CUgraphNode n = g->nodes[i], made = copy->nodes[i];
+        CUgraphNode *needs = realloc(made->needs, (n->needed ? n->needed : 1) * sizeof *needs);
+        if (needs)
+            made->needs = needs;
+        CUgraphEdgeData *edges = realloc(made->edges, (n->needed ? n->needed : 1) * sizeof *edges);
+        if (edges)
+            made->edges = edges;
+        if (!needs || !edges) {
+            r = CUDA_ERROR_OUT_OF_MEMORY;
+            break;
+        }
+        for (unsigned k = 0; k < n->needed; k++)
+            made->needs[k] = copy->nodes[n->needs[k]->slot];
+        if (n->needed)
+            memcpy(made->edges, n->edges, n->needed * sizeof *edges);
+        made->needed = n->needed;
+    }
+    *out = copy;
+    return r;
+}
+
+bool sim_graph_order(CUgraph g, CUgraphNode *order, CUgraphNode *bad)
+{
+    static unsigned walks;
+    unsigned mark = 0x80000000u | ++walks, done = 0;
+    for (bool progress = true; done < g->count && progress;) {
+        progress = false;
+        for (unsigned i = 0; i < g->count; i++) {
+            CUgraphNode n = g->nodes[i];
+            bool free_to_go = n->mark != mark;
+            for (unsigned k = 0; free_to_go && k < n->needed; k++)
+                free_to_go = n->needs[k]->mark == mark;
+            if (!free_to_go)
+                continue;
+            n->mark = mark;
+            n->slot = done;
+            order[done++] = n;
+            progress = true;
+        }
+    }
+    for (unsigned i = 0; done < g->count && i < g->count; i++)
+        if (g->nodes[i]->mark != mark) { /* what still waits is on a circle or behind one */
+            *bad = g->nodes[i];
+            return false;
+        }
+    return true;
+}
+
+bool sim_edge_plain(const CUgraphEdgeData *e)
+{
+    static const CUgraphEdgeData plain;
+    return !memcmp(e, &plain, sizeof plain);
+}
+
+/* cuda.h, CUgraphEdgeData: only kernel nodes have other ports, and only kernels understand programmatic edges. */
+bool sim_edge_ok(const CUgraphEdgeData *e, CUgraphNodeType from, CUgraphNodeType to)
+{
+    for (unsigned i = 0; i < sizeof e->reserved; i++)
+        if (e->reserved[i])
+            return false;
+    if (e->to_port || e->type > CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+        return false;
+    if (e->from_port && (from != CU_GRAPH_NODE_TYPE_KERNEL || e->from_port > CU_GRAPH_KERNEL_NODE_PORT_LAUNCH_ORDER))
+        return false;
+    if (e->type == CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+        return from == CU_GRAPH_NODE_TYPE_KERNEL && to == CU_GRAPH_NODE_TYPE_KERNEL && e->from_port;
+    return true;
 }
 
 SIM_API CUresult cuGraphCreate(CUgraph *phGraph, unsigned int flags)
@@ -73,230 +222,74 @@ SIM_API CUresult cuGraphCreate(CUgraph *phGraph, unsigned int flags)
     return *phGraph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+static bool captured_into(CUgraph g)
+{
+    for (struct sim_capture *c = sim_captures; c; c = c->next)
+        if (c->graph == g && !c->invalid)
+            return true;
+    return false;
+}
+
 SIM_API CUresult cuGraphDestroy(CUgraph hGraph)
 {
     SIM_ENTRY();
     sim_take();
-    CUgraph g = graph_of(hGraph);
+    CUgraph g = sim_graph_of(hGraph);
+    if (g && (g->parent || captured_into(g)))
+        g = NULL; /* a node owns it, or a capture still writes it */
     if (g) {
         for (struct sim_capture *c = sim_captures; c; c = c->next)
-            if (c->graph == g && !c->invalid)
-                g = NULL; /* a capture still writes it */
-    }
-    if (g) {
-        sim_object_drop(SIM_GRAPH, (uint64_t)(uintptr_t)g);
-        for (unsigned i = 0; i < g->count; i++)
-            sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)g->nodes[i]);
+            if (c->graph == g)
+                c->graph = NULL; /* an invalid one that is still to be ended */
+        sim_graph_forget(g);
     }
     sim_give();
     if (!g)
         return CUDA_ERROR_INVALID_VALUE;
-    for (unsigned i = 0; i < g->count; i++)
-        node_free(g->nodes[i]);
-    sim_graph_memory_drop(g->memory);
-    free(g->nodes);
-    free(g);
+    sim_graph_free(g);
     return CUDA_SUCCESS;
 }
 
-/* ---- explicit nodes */
-
-/* [locked] Check graph and dependencies. */
-static CUresult check(CUgraph *g, const CUgraphNode *deps, size_t count)
+SIM_API CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph)
 {
-    *g = graph_of(*g);
-    if (!*g || (count && !deps))
-        return CUDA_ERROR_INVALID_VALUE;
-    for (size_t i = 0; i < count; i++) {
-        CUgraphNode n = node_of(deps[i]);
-        if (!n || n->graph != *g)
-            return CUDA_ERROR_INVALID_VALUE;
-    }
-    return CUDA_SUCCESS;
-}
-
-/* Takes over op (op.run NULL: an empty node). `described`: the parameters to keep, or NULL. */
-static CUresult add(CUgraphNode *out, CUgraph g, const CUgraphNode *deps, size_t count, struct sim_op op, CUcontext ctx,
-                    const void *described, size_t described_size)
-{
-    struct sim_work *w = NULL;
-    if (op.run && !(w = sim_work_new(op)))
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    CUgraphNode n;
+    SIM_ENTRY();
+    CUgraph copy = NULL;
     sim_take();
-    CUresult r = out ? check(&g, deps, count) : CUDA_ERROR_INVALID_VALUE;
-    if (!r && w)
-        sim_work_ref(w); /* ours is let go below, outside the lock */
+    CUgraph g = phGraphClone ? sim_graph_of(originalGraph) : NULL;
+    CUresult r = !g || g->memory ? CUDA_ERROR_INVALID_VALUE : sim_graph_clone(g, &copy);
+    if (r && copy)
+        sim_graph_forget(copy);
     if (!r)
-        r = sim_graph_add(g, op.kind, w, deps, (unsigned)count, &n);
-    if (!r) {
-        if (described) {
-            memcpy(&n->params, described, described_size);
-            n->described = true;
-        }
-        n->ctx = ctx;
-        *out = n;
-    }
+        *phGraphClone = copy;
     sim_give();
-    sim_work_drop(w);
+    if (r && copy)
+        sim_graph_free(copy);
     return r;
 }
 
-SIM_API CUresult cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies)
+SIM_API CUresult cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph)
 {
     SIM_ENTRY();
-    return add(phGraphNode, hGraph, dependencies, numDependencies, (struct sim_op){.kind = CU_GRAPH_NODE_TYPE_EMPTY}, NULL, NULL, 0);
-}
-
-SIM_API CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                      size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = copyParams ? sim_copy_op(copyParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : add(phGraphNode, hGraph, dependencies, numDependencies, op, ctx, copyParams, sizeof *copyParams);
-}
-
-SIM_API CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                      size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = memsetParams ? sim_memset_op(memsetParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : add(phGraphNode, hGraph, dependencies, numDependencies, op, ctx, memsetParams, sizeof *memsetParams);
-}
-
-static CUresult run_host(void *arg)
-{
-    const CUDA_HOST_NODE_PARAMS *p = arg;
-    sim_call_host(p->fn, p->userData);
-    return CUDA_SUCCESS;
-}
-
-CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *op)
-{
-    if (!p || !p->fn)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUDA_HOST_NODE_PARAMS *copy = malloc(sizeof *copy);
-    if (!copy)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    *copy = *p;
-    *op = (struct sim_op){run_host, free, copy, CU_GRAPH_NODE_TYPE_HOST};
-    return CUDA_SUCCESS;
-}
-
-SIM_API CUresult cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                    size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = sim_host_op(nodeParams, &op);
-    return r ? r : add(phGraphNode, hGraph, dependencies, numDependencies, op, NULL, nodeParams, sizeof *nodeParams);
-}
-
-/* ---- parameters of nodes */
-
-static CUresult get_params(CUgraphNode handle, CUgraphNodeType kind, void *out, size_t size)
-{
+    CUgraphNode found = NULL;
     sim_take();
-    CUgraphNode n = out ? node_of(handle) : NULL;
-    CUresult r = n && n->kind == kind ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    if (!r && !n->described)
-        r = CUDA_ERROR_NOT_SUPPORTED; /* captured: the operation is known, its parameters are not kept */
-    if (!r)
-        memcpy(out, &n->params, size);
+    CUgraph g = phNode ? sim_graph_of(hClonedGraph) : NULL;
+    CUgraphNode n = sim_node_of(hOriginalNode);
+    for (unsigned i = 0; g && n && i < g->count; i++)
+        if (g->nodes[i]->original == n->unique)
+            found = g->nodes[i];
+    if (found)
+        *phNode = found;
     sim_give();
-    return r;
-}
-
-/* Takes over op. */
-static CUresult set_params(CUgraphNode handle, struct sim_op op, const void *params, size_t size)
-{
-    struct sim_work *w = sim_work_new(op), *old = NULL;
-    if (!w)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    sim_take();
-    CUgraphNode n = node_of(handle);
-    CUresult r = n && n->kind == op.kind ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    if (r) {
-        old = w;
-    } else {
-        old = n->work;
-        n->work = w;
-        memcpy(&n->params, params, size);
-        n->described = true;
-    }
-    sim_give();
-    sim_work_drop(old);
-    return r;
-}
-
-SIM_API CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams)
-{
-    SIM_ENTRY();
-    return get_params(hNode, CU_GRAPH_NODE_TYPE_MEMCPY, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    sim_take();
-    CUgraphNode n = node_of(hNode);
-    CUcontext ctx = n ? n->ctx : NULL;
-    sim_give();
-    CUresult r = n && nodeParams ? sim_copy_op(nodeParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : set_params(hNode, op, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, CUDA_MEMSET_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    return get_params(hNode, CU_GRAPH_NODE_TYPE_MEMSET, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    sim_take();
-    CUgraphNode n = node_of(hNode);
-    CUcontext ctx = n ? n->ctx : NULL;
-    sim_give();
-    CUresult r = n && nodeParams ? sim_memset_op(nodeParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : set_params(hNode, op, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    return get_params(hNode, CU_GRAPH_NODE_TYPE_HOST, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = sim_host_op(nodeParams, &op);
-    return r ? r : set_params(hNode, op, nodeParams, sizeof *nodeParams);
-}
-
-SIM_API CUresult cuGraphNodeGetType(CUgraphNode hNode, CUgraphNodeType *type)
-{
-    SIM_ENTRY();
-    sim_take();
-    CUgraphNode n = type ? node_of(hNode) : NULL;
-    if (n)
-        *type = n->kind;
-    sim_give();
-    return n ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 SIM_API CUresult cuGraphDestroyNode(CUgraphNode hNode)
 {
     SIM_ENTRY();
     sim_take();
-    CUgraphNode n = node_of(hNode);
+    CUgraphNode n = sim_node_of(hNode);
+    if (n && (n->graph->memory || captured_into(n->graph)))
+        n = NULL;
     if (n) {
         CUgraph g = n->graph;
         unsigned kept = 0;
@@ -306,27 +299,31 @@ SIM_API CUresult cuGraphDestroyNode(CUgraphNode hNode)
                 continue;
             unsigned needed = 0;
             for (unsigned k = 0; k < o->needed; k++)
-                if (o->needs[k] != n)
-                    o->needs[needed++] = o->needs[k];
+                if (o->needs[k] != n) {
+                    o->needs[needed] = o->needs[k];
+                    o->edges[needed++] = o->edges[k];
+                }
             o->needed = needed;
             g->nodes[kept++] = o;
         }
         g->count = kept;
         sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)n);
+        if (n->child)
+            sim_graph_forget(n->child);
     }
     sim_give();
-    if (n)
-        node_free(n);
-    return n ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!n)
+        return CUDA_ERROR_INVALID_VALUE;
+    node_free(n);
+    return CUDA_SUCCESS;
 }
 
-/* ---- topology */
+/* ---- topology: a NULL array asks for the number, else up to *count are written and the rest is NULL */
 
-/* The usual two-step protocol: a NULL array asks for the number, else up to *count are written and the rest is NULL. */
 static CUresult list(CUgraph handle, CUgraphNode *nodes, size_t *count, bool roots)
 {
     sim_take();
-    CUgraph g = count ? graph_of(handle) : NULL;
+    CUgraph g = count ? sim_graph_of(handle) : NULL;
     if (g) {
         size_t n = 0;
         for (unsigned i = 0; i < g->count; i++) {
@@ -356,24 +353,58 @@ SIM_API CUresult cuGraphGetRootNodes(CUgraph hGraph, CUgraphNode *rootNodes, siz
     return list(hGraph, rootNodes, numRootNodes, true);
 }
 
+/* Where the answers of one topology query go. Edge data that nobody asked for is lost: LOSSY_QUERY. */
+struct answer {
+    CUgraphNode *from, *to;
+    CUgraphEdgeData *data;
+    size_t room, found;
+    bool lost;
+};
+
+static void tell(struct answer *a, CUgraphNode to, unsigned k)
+{
+    if (a->found < a->room) {
+        if (a->from)
+            a->from[a->found] = to->needs[k];
+        if (a->to)
+            a->to[a->found] = to;
+        if (a->data)
+            a->data[a->found] = to->edges[k];
+        else if (a->from || a->to)
+            a->lost |= !sim_edge_plain(&to->edges[k]);
+    }
+    a->found++;
+}
+
+static CUresult told(struct answer *a, size_t *count)
+{
+    bool writes = a->from || a->to;
+    for (size_t i = a->found; writes && i < a->room; i++) {
+        if (a->from)
+            a->from[i] = NULL;
+        if (a->to)
+            a->to[i] = NULL;
+        if (a->data)
+            memset(&a->data[i], 0, sizeof a->data[i]);
+    }
+    *count = writes && a->found > a->room ? a->room : a->found;
+    return a->lost ? CUDA_ERROR_LOSSY_QUERY : CUDA_SUCCESS;
+}
+
 static CUresult edges(CUgraph handle, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *data, size_t *count)
 {
+    CUresult r = CUDA_ERROR_INVALID_VALUE;
     sim_take();
-    CUgraph g = count && !from == !to ? graph_of(handle) : NULL;
+    CUgraph g = count && !from == !to && (from || !data) ? sim_graph_of(handle) : NULL;
     if (g) {
-        size_t n = 0;
+        struct answer a = {from, to, data, from ? *count : 0, 0, false};
         for (unsigned i = 0; i < g->count; i++)
-            for (unsigned k = 0; k < g->nodes[i]->needed; k++, n++)
-                if (from && n < *count) {
-                    from[n] = g->nodes[i]->needs[k];
-                    to[n] = g->nodes[i];
-                    if (data)
-                        memset(&data[n], 0, sizeof data[n]);
-                }
-        *count = from && n > *count ? *count : n;
+            for (unsigned k = 0; k < g->nodes[i]->needed; k++)
+                tell(&a, g->nodes[i], k);
+        r = told(&a, count);
     }
     sim_give();
-    return g ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return r;
 }
 
 SIM_API CUresult cuGraphGetEdges(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, size_t *numEdges)
@@ -391,27 +422,23 @@ SIM_API CUresult cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNo
 /* The nodes that one depends on, or that depend on it. */
 static CUresult neighbours(CUgraphNode handle, CUgraphNode *out, CUgraphEdgeData *data, size_t *count, bool dependents)
 {
+    CUresult r = CUDA_ERROR_INVALID_VALUE;
     sim_take();
-    CUgraphNode n = count ? node_of(handle) : NULL;
+    CUgraphNode n = count && (out || !data) ? sim_node_of(handle) : NULL;
     if (n) {
-        size_t found = 0;
-        for (unsigned i = 0; i < n->graph->count; i++) {
+        struct answer a = {dependents ? NULL : out, dependents ? out : NULL, data, out ? *count : 0, 0, false};
+        for (unsigned k = 0; !dependents && k < n->needed; k++)
+            tell(&a, n, k);
+        for (unsigned i = 0; dependents && i < n->graph->count; i++) {
             CUgraphNode o = n->graph->nodes[i];
-            CUgraphNode from = dependents ? o : n, to = dependents ? n : o;
-            for (unsigned k = 0; k < from->needed; k++)
-                if (from->needs[k] == to) {
-                    if (out && found < *count) {
-                        out[found] = o;
-                        if (data)
-                            memset(&data[found], 0, sizeof data[found]);
-                    }
-                    found++;
-                }
+            for (unsigned k = 0; k < o->needed; k++)
+                if (o->needs[k] == n)
+                    tell(&a, o, k);
         }
-        *count = out && found > *count ? *count : found;
+        r = told(&a, count);
     }
     sim_give();
-    return n ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return r;
 }
 
 SIM_API CUresult cuGraphNodeGetDependencies(CUgraphNode hNode, CUgraphNode *dependencies, size_t *numDependencies)
@@ -438,20 +465,48 @@ SIM_API CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode 
     return neighbours(hNode, dependentNodes, edgeData, numDependentNodes, true);
 }
 
-static CUresult independ(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, size_t count)
+/* [locked] The place of the edge from `from` among the needs of `to`, or needed. */
+static unsigned edge_between(CUgraphNode from, CUgraphNode to)
+{
+    unsigned k = 0;
+    while (k < to->needed && to->needs[k] != from)
+        k++;
+    return k;
+}
+
+/* [locked] May these be edges of g? `data` NULL: plain. */
+static CUresult check_edges(CUgraph g, const CUgraphNode *from, const CUgraphNode *to, const CUgraphEdgeData *data, size_t count)
+{
+    static const CUgraphEdgeData plain;
+    if (!g || (count && (!from || !to)))
+        return CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; i < count; i++) {
+        CUgraphNode a = sim_node_of(from[i]), b = sim_node_of(to[i]);
+        const CUgraphEdgeData *e = data ? &data[i] : &plain;
+        if (!a || !b || a == b || a->graph != g || b->graph != g || !sim_edge_ok(e, a->act.kind, b->act.kind))
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+    return CUDA_SUCCESS;
+}
+
+static CUresult independ(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, const CUgraphEdgeData *data, size_t count)
 {
     sim_take();
-    CUgraph g = graph_of(handle);
-    CUresult r = g && (!count || (from && to)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUgraph g = sim_graph_of(handle);
+    CUresult r = check_edges(g, from, to, data, count);
+    if (!r && count && g->memory)
+        r = CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; !r && i < count; i++) {
-        CUgraphNode n = node_of(to[i]);
-        unsigned k = 0;
-        while (n && n->graph == g && k < n->needed && n->needs[k] != from[i])
-            k++;
-        if (!n || n->graph != g || k == n->needed)
+        static const CUgraphEdgeData plain;
+        CUgraphNode n = to[i];
+        unsigned k = edge_between(from[i], n);
+        if (k == n->needed || memcmp(&n->edges[k], data ? &data[i] : &plain, sizeof plain)) {
             r = CUDA_ERROR_INVALID_VALUE; /* no such edge */
-        else
-            n->needs[k] = n->needs[--n->needed];
+            break;
+        }
+        n->needed--;
+        memmove(n->needs + k, n->needs + k + 1, (n->needed - k) * sizeof *n->needs);
+        memmove(n->edges + k, n->edges + k + 1, (n->needed - k) * sizeof *n->edges);
     }
     sim_give();
     return r;
@@ -460,39 +515,43 @@ static CUresult independ(CUgraph handle, const CUgraphNode *from, const CUgraphN
 SIM_API CUresult cuGraphRemoveDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to, size_t numDependencies)
 {
     SIM_ENTRY();
-    return independ(hGraph, from, to, numDependencies);
+    return independ(hGraph, from, to, NULL, numDependencies);
 }
 
 SIM_API CUresult cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
                                               const CUgraphEdgeData *edgeData, size_t numDependencies)
 {
     SIM_ENTRY();
-    (void)edgeData; /* all edges are alike */
-    return independ(hGraph, from, to, numDependencies);
+    return independ(hGraph, from, to, edgeData, numDependencies);
 }
 
-static CUresult depend(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, size_t count)
+static CUresult depend(CUgraph handle, const CUgraphNode *from, const CUgraphNode *to, const CUgraphEdgeData *data, size_t count)
 {
     sim_take();
-    CUgraph g = graph_of(handle);
-    CUresult r = g && (!count || (from && to)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    for (size_t i = 0; !r && i < count; i++) {
-        CUgraphNode a = node_of(from[i]), b = node_of(to[i]);
-        if (!a || !b || a == b || a->graph != g || b->graph != g) {
-            r = CUDA_ERROR_INVALID_VALUE;
+    CUgraph g = sim_graph_of(handle);
+    CUresult r = check_edges(g, from, to, data, count);
+    size_t made = 0;
+    while (!r && made < count) {
+        CUgraphNode n = to[made];
+        if (edge_between(from[made], n) < n->needed) {
+            r = CUDA_ERROR_INVALID_VALUE; /* an edge exists once */
             break;
         }
-        for (unsigned k = 0; k < b->needed; k++)
-            if (b->needs[k] == a)
-                r = CUDA_ERROR_INVALID_VALUE; /* an edge exists once */
-        CUgraphNode *grown = r ? NULL : realloc(b->needs, (b->needed + 1) * sizeof *grown);
-        if (grown) {
-            b->needs = grown;
-            b->needs[b->needed++] = a;
-        } else if (!r) {
+        CUgraphNode *needs = realloc(n->needs, (n->needed + 1) * sizeof *needs);
+        if (needs)
+            n->needs = needs;
+        CUgraphEdgeData *grown = realloc(n->edges, (n->needed + 1) * sizeof *grown);
+        if (grown)
+            n->edges = grown;
+        if (!needs || !grown) {
             r = CUDA_ERROR_OUT_OF_MEMORY;
+            break;
         }
+        n->edges[n->needed] = data ? data[made] : (CUgraphEdgeData){0};
+        n->needs[n->needed++] = from[made++];
     }
+    while (r && made) /* all or none */
+        to[--made]->needed--;
     sim_give();
     return r;
 }
@@ -500,13 +559,12 @@ static CUresult depend(CUgraph handle, const CUgraphNode *from, const CUgraphNod
 SIM_API CUresult cuGraphAddDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to, size_t numDependencies)
 {
     SIM_ENTRY();
-    return depend(hGraph, from, to, numDependencies);
+    return depend(hGraph, from, to, NULL, numDependencies);
 }
 
 SIM_API CUresult cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
                                            const CUgraphEdgeData *edgeData, size_t numDependencies)
 {
     SIM_ENTRY();
-    (void)edgeData; /* every edge waits for the whole node */
-    return depend(hGraph, from, to, numDependencies);
+    return depend(hGraph, from, to, edgeData, numDependencies);
 }

@@ -1,58 +1,168 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Graphs and captures as the driver keeps them. Included by graph.c, capture.c, stream.c and event.c.
- * Rules: all fields under sim_lock; a running launch holds a program, which nothing changes any more.
+/* Graphs and captures as the driver keeps them. Included by graph*.c, capture.c and what records into a capture
+ * (stream.c, event.c, pool.c, copy*.c, memset.c, launch*.c).
+ * Rules: all fields under sim_lock. What a node does is an act: an operation that never changes, or a named thing (an event,
+ * an allocation); its parameters are asked of the operation, never kept beside it. A program is a graph as it was when it
+ * was instantiated or updated: nothing changes it any more, and a running launch holds it.
  */
 #ifndef SIM_GRAPH_H
 #define SIM_GRAPH_H
 
 #include "state.h"
 
+struct sim_act {
+    CUgraphNodeType kind;
+    struct sim_work *work;          /* kernel, memcpy, memset, host, batch memory operations; held */
+    CUcontext ctx;                  /* where it runs; NULL: anywhere */
+    CUevent event;                  /* record, wait; checked when it is used */
+    struct sim_graph_alloc *alloc;  /* allocation, free; held */
+};
+/* What parameters are asked of (NULL: an act without operation). */
+const struct sim_op *sim_act_op(const struct sim_act *a);
+void sim_act_hold(const struct sim_act *a);
+void sim_act_drop(const struct sim_act *a); /* no lock held: the last holder of an operation may end a module */
+
 struct CUgraphNode_st {
     CUgraph graph;
-    CUgraphNodeType kind;
-    struct sim_work *work; /* NULL: an empty node */
-    CUgraphNode *needs;
+    struct sim_act act;
+    CUgraph child;          /* CU_GRAPH_NODE_TYPE_GRAPH: owned */
+    CUgraphNode *needs;     /* in the order in which the edges were made */
+    CUgraphEdgeData *edges; /* of needs */
     unsigned needed;
-    unsigned mark; /* scratch of walks: below 2^31 of capture.c, above of graph.c */
-    union { /* as they were given, for the Get*Params entries; valid when `described` */
-        CUDA_MEMCPY3D copy;
-        CUDA_MEMSET_NODE_PARAMS set;
-        CUDA_HOST_NODE_PARAMS host;
-    } params;
-    bool described;
-    CUcontext ctx;
+    unsigned id;            /* within its graph, never used again */
+    unsigned mark, slot;    /* scratch of walks */
+    uint64_t unique, original; /* original: the node's number that this one was cloned from, 0: none */
 };
 
 struct CUgraph_st {
-    CUgraphNode *nodes;
-    unsigned count, room;
-    uint64_t id;
-    struct sim_graph_memory *memory;
+    CUgraphNode *nodes; /* in the order in which they were made */
+    unsigned count, room, next_id;
+    uint64_t id, original;
+    bool memory;        /* holds allocation or free nodes, itself or in a child */
+    bool instantiated;  /* with such nodes: an executable of it exists */
+    CUgraphNode parent; /* the node that owns it, NULL: the application does */
+    bool moved;         /* its ownership was given to the parent (not cloned into it) */
+    struct sim_user_ref *objects;
+    CUgraph next_left;  /* of a capture that came to nothing, until it is freed */
 };
 
-/* Allocations made while capturing. They live as long as the graph or a program made from it. */
-struct sim_graph_memory {
-    atomic_int refs;
-    CUdeviceptr *owned;
+CUgraph sim_graph_of(CUgraph handle);        /* [locked] NULL: not a live graph */
+CUgraphNode sim_node_of(CUgraphNode handle); /* [locked] */
+CUgraph sim_graph_new(void);                 /* [locked] NULL: out of memory */
+void sim_graph_forget(CUgraph g);            /* [locked] the handles of it, its nodes and children end */
+void sim_graph_free(CUgraph g);              /* then this; no lock held */
+/* [locked] Takes over `act`'s references on success. Edges NULL: plain ones. */
+CUresult sim_graph_add(CUgraph g, struct sim_act act, CUgraphNode const *needs, const CUgraphEdgeData *edges, unsigned count,
+                       CUgraphNode *out);
+/* [locked] A copy with everything below it. */
+CUresult sim_graph_clone(CUgraph g, CUgraph *out);
+/* [locked] The nodes so that each comes behind what it needs, each one's place in `slot`; false: there is a circle, and
+ * *bad is on it. `order` has room for g->count. */
+bool sim_graph_order(CUgraph g, CUgraphNode *order, CUgraphNode *bad);
+bool sim_edge_plain(const CUgraphEdgeData *e);
+bool sim_edge_ok(const CUgraphEdgeData *e, CUgraphNodeType from, CUgraphNodeType to);
+
+/* ---- acts from and to parameters (graph_params.c) */
+
+/* What `p` describes, checked now; references are the caller's. The address of an allocation is returned in p. `into`: for
+ * allocation and free nodes. `like` (may be NULL): the kernel whose launch attributes the new one keeps. No lock held. */
+CUresult sim_act_make(CUgraphNodeParams *p, CUgraph into, const struct sim_work *like, struct sim_act *out);
+/* [locked] The parameters of an act, pointing into its operation. NOT_SUPPORTED: a captured operation of a form that
+ * parameters cannot say (a batch, an array). */
+CUresult sim_act_params(const struct sim_act *a, CUgraph child, CUgraphNodeParams *out);
+/* [locked] The two operands of a copy, the one of a memset, as a number for what is mapped there now (0: nothing of the
+ * driver's), and where: bit 0 VRAM, bit 1 RAM, device from bit 8. Which of them are there is the result. */
+struct sim_operand {
+    uint64_t p, n, mapped;
+    unsigned place;
+};
+unsigned sim_act_operands(const struct sim_act *a, struct sim_operand out[2]);
+
+/* Operations from parameters and back (copy_entries.c, memset.c, memop.c, graph_params.c). *_op validate now; *_params are false for what
+ * they cannot describe. sim_*_extent: the bytes that it touches, from the first to behind the last. */
+CUresult sim_copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, struct sim_op *out);
+bool sim_copy_params(const struct sim_op *op, CUDA_MEMCPY3D *out);
+bool sim_copy_operands(const struct sim_op *op, struct sim_operand out[2]);
+CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, struct sim_op *out);
+void sim_memset_params(const struct sim_op *op, CUDA_MEMSET_NODE_PARAMS *out);
+void sim_memset_operand(const struct sim_op *op, struct sim_operand *out);
+CUresult sim_memop_op(const CUDA_BATCH_MEM_OP_NODE_PARAMS *p, struct sim_op *out); /* memop.c */
+void sim_memop_params(const struct sim_op *op, CUDA_BATCH_MEM_OP_NODE_PARAMS *out); /* paramArray points into the operation */
+CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *out);
+void sim_host_params(const struct sim_op *op, CUDA_HOST_NODE_PARAMS *out);
+
+/* ---- events of nodes (event.c), [locked] */
+CUresult sim_event_find(CUevent handle, CUcontext *ctx);  /* INVALID_HANDLE */
+struct sim_task *sim_event_task(CUevent handle);          /* what a wait waits for, as a reference; NULL: nothing */
+struct sim_task *sim_event_promise(CUevent handle);       /* the event is recorded: when the caller keeps it. A reference */
+
+/* ---- memory of graphs (graph_memory.c) */
+
+/* Reserve an address; memory comes with the launch. */
+CUresult sim_graph_alloc_new(CUcontext ctx, CUgraph owner, const CUDA_MEM_ALLOC_NODE_PARAMS_v2 *p, struct sim_graph_alloc **out); /* [locked] */
+void sim_graph_alloc_params(const struct sim_graph_alloc *a, CUDA_MEM_ALLOC_NODE_PARAMS_v2 *out);
+CUdeviceptr sim_graph_alloc_address(const struct sim_graph_alloc *a);
+CUresult sim_graph_alloc_free_node(CUdeviceptr p, CUgraph in, struct sim_graph_alloc **out); /* [locked] may `in` free it? A reference */
+void sim_graph_alloc_unfree(struct sim_graph_alloc *a, CUgraph in); /* [locked] that free node was not made after all */
+void sim_graph_alloc_hold(struct sim_graph_alloc *a);
+void sim_graph_alloc_drop(struct sim_graph_alloc *a); /* no lock held */
+void sim_graph_alloc_mapped(struct sim_graph_alloc *a, int change); /* [locked] by so many executables that were launched */
+CUresult sim_graph_alloc_back(struct sim_graph_alloc *a); /* [locked] get memory; OUT_OF_MEMORY */
+bool sim_graph_alloc_live(const struct sim_graph_alloc *a);             /* [locked] launched and not freed */
+void sim_graph_alloc_set(struct sim_graph_alloc *a, bool live);         /* [locked] */
+void sim_graph_alloc_busy(struct sim_graph_alloc *a, struct sim_task *launch); /* [locked] until that has run */
+void sim_graph_alloc_open(struct sim_graph_alloc *a);  /* the launch has reached the allocation node */
+void sim_graph_alloc_close(struct sim_graph_alloc *a); /* the free node */
+/* [locked] Freeing it outside of graphs: the reference of the launch becomes the caller's. NULL: it is not allocated now, or a
+ * graph's to free. Then the operation that ends the access, which takes over that reference (NULL: none). */
+struct sim_graph_alloc *sim_graph_alloc_claim(struct sim_map *m);
+struct sim_op sim_graph_alloc_close_op(struct sim_graph_alloc *a);
+
+/* ---- user objects (graph_object.c) */
+struct sim_user_ref {
+    struct sim_user_ref *next;
+    struct CUuserObject_st *object;
     unsigned count;
 };
-void sim_graph_memory_drop(struct sim_graph_memory *m); /* pool.c; no lock held */
+bool sim_user_refs_copy(const struct sim_user_ref *from, struct sim_user_ref **to); /* [locked] */
+void sim_user_refs_drop(struct sim_user_ref *refs);                                 /* no lock held */
 
+/* ---- executables (graph_program.c, graph_exec.c, graph_update.c) */
+struct sim_slot {
+    CUgraphNode node; /* only compared: it may be gone, or another one (see unique) */
+    uint64_t unique;
+    struct sim_act act;
+    struct sim_program *child;
+    unsigned *needs, needed; /* slots */
+    CUgraphEdgeData *edges;
+    unsigned rank;           /* place among the nodes of its graph */
+    struct sim_operand operands[2]; /* as they were mapped when it was instantiated or set */
+    unsigned operand_count;
+    bool sink, disabled;
+};
 struct sim_program {
     atomic_int refs;
-    unsigned count;
-    struct sim_work **works;
-    CUgraphNodeType *kinds;
-    unsigned *needed;
-    CUgraphNode *nodes; /* only compared: the graph may be gone */
-    struct sim_graph_memory *memory;
+    unsigned count, total; /* total: with those of children */
+    struct sim_slot *slots; /* each behind what it needs */
+    struct sim_user_ref *objects;
 };
+/* [locked] INVALID_VALUE with *bad: a circle. */
+CUresult sim_program_new(CUgraph g, struct sim_program **out, CUgraphNode *bad);
+struct sim_program *sim_program_copy(const struct sim_program *p); /* [locked] NULL: out of memory */
+void sim_program_hold(struct sim_program *p);
+void sim_program_drop(struct sim_program *p); /* no lock held */
+void sim_program_each(struct sim_program *p, void (*visit)(struct sim_slot *s, void *arg), void *arg);
+CUresult sim_program_graph(const struct sim_program *p, CUgraph *out); /* [locked] a graph like it */
 
 struct CUgraphExec_st {
     struct sim_program *program;
     unsigned long long flags;
+    uint64_t id, graph; /* of the graph it was made from */
+    bool memory, mapped; /* mapped: its allocations have been backed by a launch or an upload */
+    struct sim_task *last; /* its newest launch */
 };
 
+/* ---- captures (capture.c) */
 struct sim_capture {
     struct sim_capture *next;
     CUgraph graph;
@@ -64,20 +174,9 @@ struct sim_capture {
 
 extern struct sim_capture *sim_captures;
 struct sim_capture *sim_capture_by_id(uint64_t id);
-
-CUgraph sim_graph_new(void);
-CUresult sim_graph_add(CUgraph g, CUgraphNodeType kind, struct sim_work *w, CUgraphNode const *needs, unsigned count,
-                       CUgraphNode *out); /* takes over w */
-/* Append an empty node to the stream's capture (an allocation or a free: nothing is left to run). */
-CUresult sim_capture_empty(CUstream s, CUgraphNodeType kind);
-bool sim_tips_set(CUstream s, CUgraphNode const *nodes, unsigned count);
-bool sim_tips_add(CUstream s, CUgraphNode const *nodes, unsigned count);
-
-/* Operations from parameters, for graph nodes (copy_entries.c, memset.c, graph.c). Validated now. */
-CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *out);
-CUresult sim_copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, struct sim_op *out);
-CUresult sim_memop_op(const CUDA_BATCH_MEM_OP_NODE_PARAMS *p, struct sim_op *out); /* memop.c */
-void sim_memop_params(const struct sim_op *op, CUDA_BATCH_MEM_OP_NODE_PARAMS *out); /* paramArray points into the operation */
-CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, struct sim_op *out);
+/* [locked] Append to a capturing stream. Takes over the act's references on success. *out (may be NULL) is the node. */
+CUresult sim_capture_add(CUstream s, struct sim_act act, CUgraphNode *out);
+bool sim_tips_set(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count);
+bool sim_tips_add(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count);
 
 #endif

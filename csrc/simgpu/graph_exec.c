@@ -1,95 +1,89 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Executable graphs: instantiation, launch, update. Called by applications.
- * Rules: an executable holds a frozen program; a launch is one task that runs the program's nodes one after the other in
- * an order that respects the edges. Programs are dropped with no lock held: that may end a module, which takes it.
+/* Executable graphs: instantiation, upload, launch. Called by applications; updates are graph_update.c.
+ * Rules: a launch is one task. It runs the program's nodes one after the other, each at the simulated time at which what it
+ * needs has ended, and lasts as long as the longest path. Launches of one executable wait for each other, whatever their
+ * streams. What its events and allocations are to the host is settled when it is launched: a recorded event is a promise
+ * that the node keeps.
  */
+#include "doubt.h"
 #include "graph.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static void program_drop(struct sim_program *p)
+static CUgraphExec exec_of(CUgraphExec e) { return sim_object(SIM_EXEC, (uint64_t)(uintptr_t)e); }
+
+/* ---- instantiation */
+
+static void any_memory(struct sim_slot *s, void *arg)
 {
-    if (!p || atomic_fetch_sub(&p->refs, 1) != 1)
-        return;
-    for (unsigned i = 0; i < p->count; i++)
-        sim_work_drop(p->works[i]);
-    sim_graph_memory_drop(p->memory);
-    free(p->works);
-    free(p->kinds);
-    free(p->needed);
-    free(p->nodes);
-    free(p);
+    *(bool *)arg |= s->act.alloc != NULL;
 }
 
-/* [locked] The nodes in an order that respects the edges; NULL with *cycle set, or out of memory. */
-static struct sim_program *compile(CUgraph g, bool *cycle)
+/* What a device launch may hold (cuda.h, cuGraphInstantiate). */
+static CUgraphInstantiateResult device_launch(const struct sim_program *p, CUcontext *ctx, unsigned *works, CUgraphNode *bad)
 {
-    static unsigned walks;
-    unsigned mark = 0x80000000u | ++walks;
-    *cycle = false;
-    struct sim_program *p = calloc(1, sizeof *p);
-    if (!p)
-        return NULL;
-    atomic_init(&p->refs, 1);
-    unsigned room = g->count ? g->count : 1;
-    p->works = calloc(room, sizeof *p->works);
-    p->kinds = calloc(room, sizeof *p->kinds);
-    p->needed = calloc(room, sizeof *p->needed);
-    p->nodes = calloc(room, sizeof *p->nodes);
-    if (!p->works || !p->kinds || !p->needed || !p->nodes) {
-        program_drop(p);
-        return NULL;
+    for (unsigned i = 0; i < p->count; i++) {
+        const struct sim_slot *s = &p->slots[i];
+        CUgraphNodeType kind = s->act.kind;
+        bool works_here = kind == CU_GRAPH_NODE_TYPE_KERNEL || kind == CU_GRAPH_NODE_TYPE_MEMCPY || kind == CU_GRAPH_NODE_TYPE_MEMSET;
+        *works += works_here;
+        *bad = s->node;
+        if (!works_here && kind != CU_GRAPH_NODE_TYPE_GRAPH)
+            return CUDA_GRAPH_INSTANTIATE_NODE_OPERATION_NOT_SUPPORTED;
+        if (works_here && *ctx && s->act.ctx != *ctx)
+            return CUDA_GRAPH_INSTANTIATE_MULTIPLE_CTXS_NOT_SUPPORTED;
+        if (works_here)
+            *ctx = s->act.ctx;
+        CUgraphInstantiateResult r = s->child ? device_launch(s->child, ctx, works, bad) : CUDA_GRAPH_INSTANTIATE_SUCCESS;
+        if (r)
+            return r;
     }
-    for (bool progress = true; p->count < g->count && progress;) {
-        progress = false;
-        for (unsigned i = 0; i < g->count; i++) {
-            CUgraphNode n = g->nodes[i];
-            bool free_to_go = n->mark != mark;
-            for (unsigned k = 0; free_to_go && k < n->needed; k++)
-                free_to_go = n->needs[k]->mark == mark;
-            if (!free_to_go)
-                continue;
-            n->mark = mark;
-            progress = true;
-            if (n->work)
-                sim_work_ref(n->work);
-            p->works[p->count] = n->work;
-            p->kinds[p->count] = n->kind;
-            p->nodes[p->count] = n;
-            p->needed[p->count++] = n->needed;
-        }
-    }
-    if (p->count < g->count) {
-        *cycle = true;
-        program_drop(p);
-        return NULL;
-    }
-    p->memory = g->memory;
-    if (p->memory)
-        atomic_fetch_add(&p->memory->refs, 1);
-    return p;
+    *bad = NULL;
+    return CUDA_GRAPH_INSTANTIATE_SUCCESS;
 }
 
-static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long flags)
+static CUresult upload(CUgraphExec handle, CUstream stream, bool pt);
+
+static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long flags, CUgraphNode *bad, CUgraphInstantiateResult *why)
 {
-    bool cycle = false;
-    if (!out || flags & ~(unsigned long long)(CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |
-                                              CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY))
+    const unsigned long long known = CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH |
+                                     CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+    *bad = NULL;
+    *why = CUDA_GRAPH_INSTANTIATE_ERROR;
+    bool device = flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH;
+    if (!out || flags & ~known || (device && (flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)))
         return CUDA_ERROR_INVALID_VALUE;
     CUgraphExec e = calloc(1, sizeof *e);
     if (!e)
         return CUDA_ERROR_OUT_OF_MEMORY;
     e->flags = flags;
     sim_take();
-    CUgraph g = sim_object(SIM_GRAPH, (uint64_t)(uintptr_t)handle);
-    e->program = g ? compile(g, &cycle) : NULL;
-    CUresult r = !g || cycle ? CUDA_ERROR_INVALID_VALUE : e->program ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    CUgraph g = sim_graph_of(handle);
+    CUresult r = !g || g->moved || (g->memory && g->instantiated) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    if (!r && (r = sim_program_new(g, &e->program, bad)) == CUDA_ERROR_INVALID_VALUE)
+        *why = CUDA_GRAPH_INSTANTIATE_INVALID_STRUCTURE;
+    if (!r && device) {
+        CUcontext ctx = NULL;
+        unsigned works = 0;
+        CUgraphInstantiateResult found = device_launch(e->program, &ctx, &works, bad);
+        if (found || !works) {
+            *why = found ? found : CUDA_GRAPH_INSTANTIATE_INVALID_STRUCTURE;
+            r = found ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+        }
+    }
     if (!r && !sim_object_add(SIM_EXEC, (uint64_t)(uintptr_t)e, e))
         r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r) {
+        e->id = sim_unique();
+        e->graph = g->id;
+        sim_program_each(e->program, any_memory, &e->memory);
+        g->instantiated |= e->memory;
+        *why = CUDA_GRAPH_INSTANTIATE_SUCCESS;
+    }
     sim_give();
     if (r) {
-        program_drop(e->program);
+        sim_program_drop(e->program);
         free(e);
         return r;
     }
@@ -97,48 +91,90 @@ static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long
     return CUDA_SUCCESS;
 }
 
+static CUresult with_log(CUgraphExec *out, CUgraph g, CUgraphNode *error_node, char *log, size_t size)
+{
+    CUgraphNode bad;
+    CUgraphInstantiateResult why;
+    CUresult r = instantiate(out, g, 0, &bad, &why);
+    if (error_node)
+        *error_node = bad;
+    if (log && size)
+        *log = 0; /* what there is to say is in the result and the node */
+    return r;
+}
+
 SIM_API CUresult cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
 {
     SIM_ENTRY();
-    if (phErrorNode)
-        *phErrorNode = NULL;
-    if (logBuffer && bufferSize)
-        *logBuffer = 0;
-    return instantiate(phGraphExec, hGraph, 0);
+    return with_log(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
 }
 
 SIM_API CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer, size_t bufferSize)
 {
-    return cuGraphInstantiate(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
+    SIM_ENTRY();
+    return with_log(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
 }
 
 SIM_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags)
 {
     SIM_ENTRY();
-    return instantiate(phGraphExec, hGraph, flags);
+    CUgraphNode bad;
+    CUgraphInstantiateResult why;
+    return instantiate(phGraphExec, hGraph, flags, &bad, &why);
 }
 
-static CUresult with_params(CUgraphExec *out, CUgraph g, CUDA_GRAPH_INSTANTIATE_PARAMS *p)
+static CUresult with_params(CUgraphExec *out, CUgraph g, CUDA_GRAPH_INSTANTIATE_PARAMS *p, bool pt)
 {
     if (!p)
         return CUDA_ERROR_INVALID_VALUE;
-    CUresult r = instantiate(out, g, p->flags);
-    p->hErrNode_out = NULL;
-    p->result_out = r ? CUDA_GRAPH_INSTANTIATE_ERROR : CUDA_GRAPH_INSTANTIATE_SUCCESS;
+    CUresult r = instantiate(out, g, p->flags & ~(cuuint64_t)CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD, &p->hErrNode_out, &p->result_out);
+    if (!r && (p->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) && (r = upload(*out, p->hUploadStream, pt))) {
+        p->result_out = CUDA_GRAPH_INSTANTIATE_ERROR;
+        cuGraphExecDestroy(*out);
+        *out = NULL;
+    }
     return r;
+}
+
+static void unmap(struct sim_slot *s, void *arg)
+{
+    (void)arg;
+    if (s->act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+        sim_graph_alloc_mapped(s->act.alloc, -1);
+}
+
+struct lookup {
+    uint64_t id;
+    CUgraph found;
+};
+
+static void find_graph(void *object, void *arg)
+{
+    struct lookup *l = arg;
+    if (((CUgraph)object)->id == l->id)
+        l->found = object;
 }
 
 SIM_API CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)
 {
     SIM_ENTRY();
     sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec);
-    if (e)
+    CUgraphExec e = exec_of(hGraphExec);
+    if (e) {
         sim_object_drop(SIM_EXEC, (uint64_t)(uintptr_t)e);
+        if (e->mapped)
+            sim_program_each(e->program, unmap, NULL);
+        struct lookup l = {e->graph, NULL};
+        if (e->memory)
+            sim_object_each(SIM_GRAPH, find_graph, &l);
+        if (l.found)
+            l.found->instantiated = false;
+    }
     sim_give();
     if (!e)
         return CUDA_ERROR_INVALID_VALUE;
-    program_drop(e->program);
+    sim_program_drop(e->program);
+    sim_task_drop(e->last);
     free(e);
     return CUDA_SUCCESS;
 }
@@ -147,165 +183,335 @@ SIM_API CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags)
 {
     SIM_ENTRY();
     sim_take();
-    CUgraphExec e = flags ? sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec) : NULL;
+    CUgraphExec e = flags ? exec_of(hGraphExec) : NULL;
     if (e)
         *flags = e->flags;
     sim_give();
     return e ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-SIM_API CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo)
+SIM_API CUresult cuGraphExecGetId(CUgraphExec hGraphExec, unsigned int *graphId)
 {
     SIM_ENTRY();
-    bool cycle = false, same = false;
     sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)hGraphExec);
-    CUgraph g = sim_object(SIM_GRAPH, (uint64_t)(uintptr_t)hGraph);
-    struct sim_program *p = e && g && resultInfo ? compile(g, &cycle) : NULL;
-    if (p) {
-        struct sim_program *old = e->program;
-        same = p->count == old->count;
-        for (unsigned i = 0; same && i < p->count; i++)
-            same = p->kinds[i] == old->kinds[i] && p->needed[i] == old->needed[i];
-        if (same) {
-            CUgraphNode *nodes = p->nodes; /* the executable is still addressed by the graph it came from */
-            p->nodes = old->nodes;
-            old->nodes = nodes;
-            e->program = p;
-            p = old;
-        }
-    }
+    CUgraphExec e = graphId ? exec_of(hGraphExec) : NULL;
+    if (e)
+        *graphId = (unsigned)e->id;
     sim_give();
-    if (!e || !g || !resultInfo)
-        return CUDA_ERROR_INVALID_VALUE;
-    bool made = p != NULL;
-    program_drop(p);
-    memset(resultInfo, 0, sizeof *resultInfo);
-    resultInfo->result = same ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
-    if (same)
-        return CUDA_SUCCESS;
-    return made || cycle ? CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE : CUDA_ERROR_OUT_OF_MEMORY;
+    return e ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-/* ---- new parameters for a node of an executable: a program is never changed, so it gets a copy with one other work */
+/* ---- a launch */
 
-/* Takes over op. */
-static CUresult replace(CUgraphExec handle, CUgraphNode node, struct sim_op op)
-{
-    struct sim_work *w = sim_work_new(op);
-    struct sim_program *fresh = w ? calloc(1, sizeof *fresh) : NULL, *old = NULL;
-    if (!fresh) {
-        sim_work_drop(w);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    CUresult r = CUDA_ERROR_INVALID_VALUE;
-    sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)handle);
-    for (unsigned i = 0; e && i < e->program->count; i++) {
-        if (e->program->nodes[i] != node || e->program->kinds[i] != op.kind)
-            continue;
-        unsigned n = e->program->count;
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-        atomic_init(&fresh->refs, 1);
-        fresh->works = malloc(n * sizeof *fresh->works);
-        fresh->kinds = malloc(n * sizeof *fresh->kinds);
-        fresh->needed = malloc(n * sizeof *fresh->needed);
-        fresh->nodes = malloc(n * sizeof *fresh->nodes);
-        if (!fresh->works || !fresh->kinds || !fresh->needed || !fresh->nodes)
-            break;
-        memcpy(fresh->kinds, e->program->kinds, n * sizeof *fresh->kinds);
-        memcpy(fresh->needed, e->program->needed, n * sizeof *fresh->needed);
-        memcpy(fresh->nodes, e->program->nodes, n * sizeof *fresh->nodes);
-        for (unsigned k = 0; k < n; k++) {
-            fresh->works[k] = k == i ? w : e->program->works[k];
-            if (fresh->works[k])
-                sim_work_ref(fresh->works[k]);
-        }
-        fresh->count = n;
-        fresh->memory = e->program->memory;
-        if (fresh->memory)
-            atomic_fetch_add(&fresh->memory->refs, 1);
-        old = e->program;
-        e->program = fresh;
-        fresh = NULL;
-        r = CUDA_SUCCESS;
-        break;
-    }
-    sim_give();
-    if (fresh) {
-        atomic_store(&fresh->refs, 1);
-        program_drop(fresh);
-    }
-    program_drop(old);
-    sim_work_drop(w);
-    return r;
-}
+struct flight {
+    struct sim_program *program;
+    struct { struct sim_task *task; bool promise; } *events; /* per slot, of children too: to keep, or to wait for */
+    uint64_t *ends;           /* per slot: when it has ended, in simulated time */
+};
 
-SIM_API CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams, CUcontext ctx)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = copyParams ? sim_copy_op(copyParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : replace(hGraphExec, hNode, op);
-}
+static CUresult run_slot(struct flight *f, const struct sim_slot *s, unsigned first, unsigned at);
 
-SIM_API CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx)
+/* Runs p, whose slots are numbered from `first`; leaves the clock at its end. */
+static CUresult run_program(struct flight *f, const struct sim_program *p, unsigned first)
 {
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = memsetParams ? sim_memset_op(memsetParams, ctx, &op) : CUDA_ERROR_INVALID_VALUE;
-    return r ? r : replace(hGraphExec, hNode, op);
-}
-
-SIM_API CUresult cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams)
-{
-    SIM_ENTRY();
-    struct sim_op op;
-    CUresult r = sim_host_op(nodeParams, &op);
-    return r ? r : replace(hGraphExec, hNode, op);
-}
-
-static CUresult run_program(void *arg)
-{
-    const struct sim_program *p = arg;
+    uint64_t start = sim_task_clock(), end = start;
     CUresult r = CUDA_SUCCESS;
-    for (unsigned i = 0; i < p->count && !r; i++)
-        if (p->works[i])
-            r = p->works[i]->op.run(p->works[i]->op.arg);
+    unsigned at = first + p->count; /* children's slots come behind their parent's */
+    for (unsigned i = 0; i < p->count && !r; i++) {
+        const struct sim_slot *s = &p->slots[i];
+        uint64_t from = start;
+        for (unsigned k = 0; k < s->needed; k++)
+            if (f->ends[first + s->needs[k]] > from)
+                from = f->ends[first + s->needs[k]];
+        sim_task_set_clock(from);
+        r = run_slot(f, s, first + i, at);
+        at += s->child ? s->child->total : 0;
+        f->ends[first + i] = sim_task_clock();
+        if (f->ends[first + i] > end)
+            end = f->ends[first + i];
+    }
+    sim_task_set_clock(end);
     return r;
 }
 
-static void drop_program(void *arg)
+static CUresult run_slot(struct flight *f, const struct sim_slot *s, unsigned self, unsigned children)
 {
-    program_drop(arg);
+    struct sim_task *t = f->events[self].task;
+    if (s->disabled)
+        return CUDA_SUCCESS;
+    switch (s->act.kind) {
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+        return run_program(f, s->child, children);
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+        if (t)
+            sim_promise_keep(t, sim_task_clock());
+        return CUDA_SUCCESS;
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+        if (t) {
+            sim_task_wait(t);
+            if (t->end_ns > sim_task_clock())
+                sim_task_set_clock(t->end_ns);
+        }
+        return CUDA_SUCCESS;
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+        sim_graph_alloc_open(s->act.alloc);
+        return CUDA_SUCCESS;
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+        sim_graph_alloc_close(s->act.alloc);
+        return CUDA_SUCCESS;
+    default:
+        return s->act.work ? s->act.work->op.run(s->act.work->op.arg) : CUDA_SUCCESS;
+    }
+}
+
+static CUresult run_flight(void *arg)
+{
+    struct flight *f = arg;
+    return run_program(f, f->program, 0);
+}
+
+static void drop_flight(void *arg)
+{
+    struct flight *f = arg;
+    for (unsigned i = 0; i < f->program->total; i++)
+        if (f->events[i].task) {
+            if (f->events[i].promise) /* one that no node came to keep (an error, a failed launch) is kept all the same */
+                sim_promise_keep(f->events[i].task, sim_task_clock());
+            sim_task_drop(f->events[i].task);
+        }
+    sim_program_drop(f->program);
+    free(f->events);
+    free(f->ends);
+    free(f);
+}
+
+static struct flight *flight_new(struct sim_program *p)
+{
+    struct flight *f = calloc(1, sizeof *f);
+    if (!f)
+        return NULL;
+    f->events = calloc(p->total ? p->total : 1, sizeof *f->events);
+    f->ends = calloc(p->total ? p->total : 1, sizeof *f->ends);
+    if (!f->events || !f->ends) {
+        free(f->events);
+        free(f->ends);
+        free(f);
+        return NULL;
+    }
+    f->program = p;
+    return f;
+}
+
+/* ---- what the host knows of a launch: [locked], in the order in which the nodes run */
+
+/* Would every allocation node find its address free, and every free node its memory allocated? `live` is not changed: what this
+ * launch does itself is kept in marks. */
+struct rehearsal {
+    bool auto_free;
+    CUresult result;
+    const struct sim_program *program;
+};
+
+static bool allocated_before(const struct sim_program *p, const struct sim_slot *s, const struct sim_graph_alloc *a, bool *reached)
+{
+    for (unsigned i = 0; i < p->count && !*reached; i++) {
+        const struct sim_slot *o = &p->slots[i];
+        if (o == s) {
+            *reached = true;
+            return false;
+        }
+        if (o->child ? allocated_before(o->child, s, a, reached) : o->act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC && o->act.alloc == a)
+            return true;
+    }
+    return false;
+}
+
+static void rehearse(struct sim_slot *s, void *arg)
+{
+    struct rehearsal *h = arg;
+    bool reached = false;
+    if (h->result)
+        return;
+    if (s->act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
+        if (sim_graph_alloc_live(s->act.alloc) && !h->auto_free)
+            h->result = CUDA_ERROR_INVALID_VALUE;
+        else
+            h->result = sim_graph_alloc_back(s->act.alloc);
+    } else if (s->act.kind == CU_GRAPH_NODE_TYPE_MEM_FREE) {
+        if (!sim_graph_alloc_live(s->act.alloc) && !allocated_before(h->program, s, s->act.alloc, &reached))
+            h->result = CUDA_ERROR_INVALID_VALUE;
+    } else if (s->act.kind == CU_GRAPH_NODE_TYPE_EVENT_RECORD || s->act.kind == CU_GRAPH_NODE_TYPE_WAIT_EVENT) {
+        CUcontext ctx;
+        h->result = sim_event_find(s->act.event, &ctx);
+    } else if (s->operand_count && sim_doubt(SIM_DOUBT_COPY_NODES)) {
+        struct sim_operand now[2];
+        unsigned n = sim_act_operands(&s->act, now);
+        for (unsigned i = 0; i < n; i++)
+            if (now[i].mapped != s->operands[i].mapped)
+                h->result = CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
+static void map(struct sim_slot *s, void *arg)
+{
+    (void)arg;
+    if (s->act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+        sim_graph_alloc_mapped(s->act.alloc, 1);
+}
+
+static CUresult rehearsed(CUgraphExec e)
+{
+    struct rehearsal h = {e->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH, CUDA_SUCCESS, e->program};
+    sim_program_each(e->program, rehearse, &h);
+    if (!h.result && !e->mapped) {
+        e->mapped = true;
+        sim_program_each(e->program, map, NULL);
+    }
+    return h.result;
+}
+
+struct take_off {
+    struct sim_task *launch;
+};
+
+static void use_memory(struct sim_slot *s, void *arg)
+{
+    struct take_off *o = arg;
+    if (!s->act.alloc)
+        return;
+    sim_graph_alloc_busy(s->act.alloc, o->launch);
+    sim_graph_alloc_set(s->act.alloc, s->act.kind == CU_GRAPH_NODE_TYPE_MEM_ALLOC);
+}
+
+/* Events as a launch finds and leaves them. */
+static CUresult use_events(struct flight *f, const struct sim_program *p, unsigned first)
+{
+    unsigned at = first + p->count;
+    for (unsigned i = 0; i < p->count; i++) {
+        const struct sim_slot *s = &p->slots[i];
+        if (s->act.kind == CU_GRAPH_NODE_TYPE_WAIT_EVENT)
+            f->events[first + i].task = sim_event_task(s->act.event);
+        if (s->act.kind == CU_GRAPH_NODE_TYPE_EVENT_RECORD) {
+            f->events[first + i].promise = true;
+            if (!(f->events[first + i].task = sim_event_promise(s->act.event)))
+                return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        if (s->child) {
+            CUresult r = use_events(f, s->child, at);
+            if (r)
+                return r;
+            at += s->child->total;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+/* [locked] Into a capture: a child graph like the executable, from now on its own. */
+static CUresult captured(CUgraphExec e, CUstream s, CUgraph *waste)
+{
+    CUgraph child;
+    CUgraphNode n;
+    if (s->capture->invalid)
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    if (e->memory)
+        return CUDA_ERROR_NOT_SUPPORTED; /* a child graph may not hold them unless it is moved */
+    CUresult r = sim_program_graph(e->program, &child);
+    if (!r)
+        r = sim_capture_add(s, (struct sim_act){.kind = CU_GRAPH_NODE_TYPE_GRAPH}, &n);
+    if (r) {
+        if (child)
+            sim_graph_forget(child);
+        *waste = child;
+        return r;
+    }
+    n->child = child;
+    child->parent = n;
+    return CUDA_SUCCESS;
 }
 
 static CUresult launch(CUgraphExec handle, CUstream stream, bool pt)
 {
+    CUcontext ctx;
+    CUstream s;
+    CUgraph waste = NULL;
+    struct sim_work *w = NULL;
+    struct sim_task *old = NULL;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
     sim_take();
-    CUgraphExec e = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)handle);
-    struct sim_program *p = e ? e->program : NULL;
-    if (p)
-        atomic_fetch_add(&p->refs, 1);
+    CUgraphExec e = exec_of(handle);
+    r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_VALUE;
+    if (!r && s->capture) {
+        r = captured(e, s, &waste);
+        sim_give();
+        if (waste)
+            sim_graph_free(waste);
+        return r;
+    }
+    if (!r && s->legacy)
+        sim_capture_implicit(s->ctx, &r);
+    if (!r)
+        r = rehearsed(e);
+    struct flight *f = r ? NULL : flight_new(e->program);
+    if (!r && !f)
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (f) {
+        sim_program_hold(e->program);
+        r = use_events(f, e->program, 0);
+        w = sim_work_new((struct sim_op){run_flight, drop_flight, f, CU_GRAPH_NODE_TYPE_GRAPH});
+        r = w ? r : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!r) {
+        struct sim_task *t;
+        sim_work_ref(w);
+        r = sim_submit(s, w, &e->last, e->last ? 1 : 0, &t);
+        if (!r) {
+            sim_program_each(e->program, use_memory, &(struct take_off){t});
+            old = e->last;
+            e->last = t;
+        }
+    }
     sim_give();
-    if (!p)
-        return CUDA_ERROR_INVALID_VALUE;
-    /* Launched into a capturing stream it becomes a child graph node. */
-    return sim_enqueue(stream, pt, (struct sim_op){run_program, drop_program, p, CU_GRAPH_NODE_TYPE_GRAPH});
+    sim_work_drop(w);
+    sim_task_drop(old);
+    return r;
 }
 
-static CUresult upload(CUgraphExec handle)
+static CUresult upload(CUgraphExec handle, CUstream stream, bool pt)
 {
+    CUcontext ctx;
+    CUstream s;
+    struct sim_task *old = NULL;
+    CUresult r = sim_current(&ctx);
+    if (r)
+        return r;
     sim_take();
-    bool ok = sim_object(SIM_EXEC, (uint64_t)(uintptr_t)handle) != NULL;
+    CUgraphExec e = exec_of(handle);
+    r = e ? sim_stream_find(stream, pt, &s) : CUDA_ERROR_INVALID_VALUE;
+    if (!r && s->capture)
+        r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (!r && s->legacy)
+        sim_capture_implicit(s->ctx, &r);
+    if (!r)
+        r = rehearsed(e);
+    if (!r) {
+        struct sim_task *t;
+        r = sim_submit(s, NULL, &e->last, e->last ? 1 : 0, &t);
+        if (!r) {
+            old = e->last;
+            e->last = t;
+        }
+    }
     sim_give();
-    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    sim_task_drop(old);
+    return r;
 }
 
 #define GRAPH_ENTRIES(suffix, pt) \
     SIM_API CUresult cuGraphLaunch##suffix(CUgraphExec e, CUstream s) { SIM_ENTRY(); return launch(e, s, pt); } \
-    SIM_API CUresult cuGraphUpload##suffix(CUgraphExec e, CUstream s) { SIM_ENTRY(); (void)s; return upload(e); } \
+    SIM_API CUresult cuGraphUpload##suffix(CUgraphExec e, CUstream s) { SIM_ENTRY(); return upload(e, s, pt); } \
     SIM_API CUresult cuGraphInstantiateWithParams##suffix(CUgraphExec *out, CUgraph g, CUDA_GRAPH_INSTANTIATE_PARAMS *p) \
-    { SIM_ENTRY(); return with_params(out, g, p); }
+    { SIM_ENTRY(); return with_params(out, g, p, pt); }
 GRAPH_ENTRIES(, false)
 GRAPH_ENTRIES(_ptsz, true)

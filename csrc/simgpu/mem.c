@@ -7,7 +7,7 @@
 #define _GNU_SOURCE
 #include "doubt.h"
 #include "faults.h"
-#include "state.h"
+#include "graph.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -225,6 +225,8 @@ SIM_API CUresult cuMemFree_v2(CUdeviceptr dptr)
     struct sim_map *m = r ? NULL : sim_map_find(dptr);
     bool pooled = m && m->kind == SIM_MAP_POOLED;
     bool ours = m && m->base == dptr && (m->kind == SIM_MAP_DEVICE || m->kind == SIM_MAP_MANAGED || pooled);
+    struct sim_graph_alloc *graph = ours && m->graph ? sim_graph_alloc_claim(m) : NULL;
+    ours &= !m || !m->graph || graph;
     if (ours && !pooled)
         sim_map_remove(m); /* nobody can name it any more, and no other free can win */
     CUcontext owner = ours ? m->ctx : NULL;
@@ -233,6 +235,12 @@ SIM_API CUresult cuMemFree_v2(CUdeviceptr dptr)
         return r;
     if (!ours)
         return CUDA_ERROR_INVALID_VALUE;
+    if (graph) {
+        struct sim_op op = sim_graph_alloc_close_op(graph);
+        r = op.run(op.arg);
+        op.drop(op.arg);
+        return r;
+    }
     if (pooled) /* no implicit synchronisation for these (cuda.h, cuMemFree): what still runs on it faults */
         return sim_pool_free_now(dptr);
     if (!sim_doubt(SIM_DOUBT_FREE_WAITS))

@@ -94,6 +94,18 @@ CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext handle, struc
     return make(ctx, p->dst, p->pitch, p->value, p->elementSize, p->width, p->height, out, &wait);
 }
 
+void sim_memset_params(const struct sim_op *op, CUDA_MEMSET_NODE_PARAMS *out)
+{
+    const struct fill *f = op->arg;
+    *out = (CUDA_MEMSET_NODE_PARAMS){f->p, f->pitch, f->value, f->element, f->width / f->element, f->height};
+}
+
+void sim_memset_operand(const struct sim_op *op, struct sim_operand *out)
+{
+    const struct fill *f = op->arg;
+    *out = (struct sim_operand){.p = f->p, .n = (f->height - 1) * f->pitch + f->width};
+}
+
 #define SET_ENTRIES(D, Z, pt, bits, type, size) \
     SIM_API CUresult cuMemsetD##bits##_v2##D(CUdeviceptr dst, type v, size_t n) \
     { SIM_ENTRY(); return set(dst, 0, v, size, n, 1, NULL, pt, true); } \

@@ -2,7 +2,7 @@
 /* Stream-ordered allocation and memory pools. Called by applications.
  * Rules: a pool keeps what was freed and hands it out again to the freeing stream at once, to others when the free has
  * run; it gives memory back when trimmed, or above its threshold whenever the host has waited for the device. Freed
- * memory is made inaccessible when the stream reaches the free. Allocations made while capturing belong to the graph.
+ * memory is made inaccessible when the stream reaches the free. Allocations made while capturing are the graph's (graph_memory.c).
  */
 #include "graph.h"
 
@@ -17,7 +17,6 @@ struct block {
     struct sim_task *freed;
     uint64_t stream, round; /* where it was freed; how often it was */
     struct sim_map *map;    /* while used */
-    struct sim_graph_memory *graph;
 };
 
 struct CUmemPoolHandle_st {
@@ -32,7 +31,6 @@ struct CUmemPoolHandle_st {
 
 static CUmemoryPool pools;                          /* [locked] */
 static CUmemoryPool defaults[SIM_MAX_DEVICES], current[SIM_MAX_DEVICES];
-static uint64_t graph_bytes[SIM_MAX_DEVICES], graph_high[SIM_MAX_DEVICES]; /* [locked] held by graphs */
 
 static CUmemoryPool pool_new(CUmemLocation location)
 {
@@ -222,7 +220,7 @@ static CUresult give(CUmemoryPool p, uint64_t bytes, CUcontext ctx, uint64_t str
 static struct block *block_at(CUdeviceptr ptr, CUmemoryPool *pool)
 {
     struct sim_map *m = sim_map_find(ptr);
-    if (!m || m->kind != SIM_MAP_POOLED || m->base != ptr)
+    if (!m || m->kind != SIM_MAP_POOLED || m->base != ptr || m->graph)
         return NULL;
     *pool = m->pool;
     for (struct block *b = m->pool->blocks; b; b = b->next)
@@ -238,9 +236,6 @@ static void take_back(CUmemoryPool p, struct block *b, struct sim_task *freed, u
     free(b->map);
     b->map = NULL;
     b->used = false;
-    if (b->graph && p->tier >= 0)
-        graph_bytes[p->tier] -= b->size;
-    b->graph = NULL;
     b->stream = stream;
     sim_task_drop(b->freed);
     b->freed = freed;
@@ -274,6 +269,23 @@ static CUresult run_seal(void *arg)
     return CUDA_SUCCESS;
 }
 
+/* [locked] An allocation node: the pool only says where. */
+static CUresult capture_alloc(CUstream s, CUmemoryPool p, size_t bytes, CUdeviceptr *out, struct sim_graph_alloc **unused)
+{
+    CUDA_MEM_ALLOC_NODE_PARAMS_v2 params = {.bytesize = bytes};
+    params.poolProps.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+    params.poolProps.location = p->location;
+    struct sim_act act = {.kind = CU_GRAPH_NODE_TYPE_MEM_ALLOC, .ctx = s->ctx};
+    CUresult r = s->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+                                     : sim_graph_alloc_new(s->ctx, s->capture->graph, &params, &act.alloc);
+    if (r)
+        return r;
+    *out = sim_graph_alloc_address(act.alloc);
+    if ((r = sim_capture_add(s, act, NULL)))
+        *unused = act.alloc;
+    return r;
+}
+
 static CUresult alloc(CUdeviceptr *out, size_t bytes, CUmemoryPool handle, bool named, CUstream stream, bool pt)
 {
     CUcontext ctx;
@@ -286,35 +298,48 @@ static CUresult alloc(CUdeviceptr *out, size_t bytes, CUmemoryPool handle, bool 
     if (bytes >= (size_t)1 << 46)
         return CUDA_ERROR_OUT_OF_MEMORY;
     struct block *b = NULL;
+    struct sim_graph_alloc *unused = NULL;
     sim_take();
     CUmemoryPool p = named ? pool_of(handle) : current_pool(ctx->device);
     r = p ? sim_stream_find(stream, pt, &s) : named ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_OUT_OF_MEMORY;
     if (!r && s->capture) {
-        struct sim_graph_memory **home = &s->capture->graph->memory;
-        if (!*home && (*home = calloc(1, sizeof **home)))
-            atomic_init(&(*home)->refs, 1);
-        CUdeviceptr *grown = *home ? realloc((*home)->owned, ((*home)->count + 1) * sizeof *grown) : NULL;
-        r = grown ? sim_capture_empty(s, CU_GRAPH_NODE_TYPE_MEM_ALLOC) : CUDA_ERROR_OUT_OF_MEMORY;
-        if (grown)
-            (*home)->owned = grown;
-        if (!r)
-            r = give(p, bytes, ctx, 0, &b);
-        if (!r) {
-            grown[(*home)->count++] = b->base;
-            b->graph = *home;
-            if (p->tier >= 0 && (graph_bytes[p->tier] += b->size) > graph_high[p->tier])
-                graph_high[p->tier] = graph_bytes[p->tier];
-        }
+        r = capture_alloc(s, p, bytes, out, &unused);
     } else if (!r) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
         if (!r)
             r = give(p, bytes, ctx, s->id, &b);
     }
-    if (!r)
+    if (b)
         *out = b->base;
     sim_give();
+    sim_graph_alloc_drop(unused);
     return r;
+}
+
+/* [locked] Memory that a graph allocated, freed by a capture or on a stream. `w` was made for a pool's memory and becomes another operation. */
+static CUresult release_graph(CUstream s, struct sim_map *m, struct sim_work *w, struct sim_graph_alloc **unused)
+{
+    struct sim_act act = {.kind = CU_GRAPH_NODE_TYPE_MEM_FREE, .ctx = s->ctx};
+    if (s->capture) {
+        CUresult r = s->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+                                         : sim_graph_alloc_free_node(m->base, s->capture->graph, &act.alloc);
+        if (!r && (r = sim_capture_add(s, act, NULL))) {
+            sim_graph_alloc_unfree(act.alloc, s->capture->graph);
+            *unused = act.alloc;
+        }
+        return r;
+    }
+    CUresult r = CUDA_SUCCESS;
+    if (s->legacy)
+        sim_capture_implicit(s->ctx, &r);
+    struct sim_graph_alloc *a = r ? NULL : sim_graph_alloc_claim(m);
+    if (r || !a)
+        return r ? r : CUDA_ERROR_INVALID_VALUE;
+    w->op.drop(w->op.arg);
+    w->op = sim_graph_alloc_close_op(a);
+    sim_work_ref(w);
+    return sim_submit(s, w, NULL, 0, NULL);
 }
 
 static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
@@ -331,12 +356,15 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
         return CUDA_ERROR_OUT_OF_MEMORY;
     struct sim_task *t = NULL;
     struct sim_map *plain = NULL;
+    struct sim_graph_alloc *unused = NULL;
     sim_take();
     struct block *b = block_at(ptr, &p);
     r = sim_stream_find(stream, pt, &s);
-    if (!r && s->capture) {
-        r = b && b->graph && b->graph == s->capture->graph->memory ? sim_capture_empty(s, CU_GRAPH_NODE_TYPE_MEM_FREE)
-                                                                   : CUDA_ERROR_INVALID_VALUE;
+    struct sim_map *m = r || b ? NULL : sim_map_find(ptr);
+    if (m && m->graph) {
+        r = m->base == ptr ? release_graph(s, m, w, &unused) : CUDA_ERROR_INVALID_VALUE;
+    } else if (!r && s->capture) {
+        r = s->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_ERROR_INVALID_VALUE; /* only a graph's (cuda.h) */
     } else if (!r && b) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
@@ -359,6 +387,7 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
     }
     sim_give();
     sim_work_drop(w);
+    sim_graph_alloc_drop(unused);
     if (plain) {
         if (t)
             sim_task_wait(t);
@@ -381,31 +410,6 @@ CUresult sim_pool_free_now(CUdeviceptr ptr)
     }
     sim_give();
     return b ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-void sim_graph_memory_drop(struct sim_graph_memory *m)
-{
-    if (!m || atomic_fetch_sub(&m->refs, 1) != 1)
-        return;
-    for (unsigned i = 0; i < m->count; i++)
-        sim_pool_free_now(m->owned[i]);
-    free(m->owned);
-    free(m);
-}
-
-uint64_t sim_graph_memory_bytes(int device, bool high)
-{
-    sim_take();
-    uint64_t n = high ? graph_high[device] : graph_bytes[device];
-    sim_give();
-    return n;
-}
-
-void sim_graph_memory_reset(int device)
-{
-    sim_take();
-    graph_high[device] = graph_bytes[device];
-    sim_give();
 }
 
 #define POOL_ENTRIES(suffix, pt) \

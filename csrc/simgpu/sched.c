@@ -79,6 +79,11 @@ uint64_t sim_task_clock(void)
     return started_ns + charged_ns;
 }
 
+void sim_task_set_clock(uint64_t ns)
+{
+    charged_ns = ns > started_ns ? ns - started_ns : 0;
+}
+
 static uint64_t later(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
@@ -91,6 +96,7 @@ static void stream_free(CUstream s)
     sim_task_drop(s->last);
     pthread_cond_destroy(&s->wake);
     free(s->tips);
+    free(s->tip_edges);
     free(s);
 }
 
@@ -123,15 +129,17 @@ static void kick(CUstream s, struct sim_task **list)
     *list = t;
 }
 
-/* A task of a busy stream has run, its end is known. Takes over the queue's reference to it. */
+/* A task of a busy stream has run (or a promise, which has no stream, is kept), its end is known. Takes over a reference. */
 static void finish(struct sim_task *first)
 {
     first->next = NULL;
     for (struct sim_task *list = first, *t; (t = list);) {
         CUstream s = t->stream;
         list = t->next;
-        s->busy = false;
-        s->clock_ns = t->end_ns;
+        if (s) {
+            s->busy = false;
+            s->clock_ns = t->end_ns;
+        }
         atomic_store(&t->done, true);
         for (struct sim_waiter *w = t->waiters, *next; w; w = next) {
             next = w->next;
@@ -143,7 +151,8 @@ static void finish(struct sim_task *first)
             if (--e->task->pending == 0 && e->task->stream->head == e->task)
                 kick(e->task->stream, &list);
         }
-        kick(s, &list);
+        if (s)
+            kick(s, &list);
         sim_task_drop(t);
     }
 }
@@ -309,6 +318,25 @@ static struct sim_task *task_new(CUstream s, struct sim_work *w, unsigned edges,
         return NULL;
     }
     return t;
+}
+
+struct sim_task *sim_promise_new(void)
+{
+    struct sim_task *t = task_new(NULL, NULL, 0, 1);
+    if (t)
+        t->submit_ns = sim_host_now();
+    return t;
+}
+
+void sim_promise_keep(struct sim_task *t, uint64_t ns)
+{
+    pthread_mutex_lock(&mutex);
+    if (!atomic_load(&t->done)) {
+        t->end_ns = ns;
+        atomic_fetch_add(&t->refs, 1);
+        finish(t);
+    }
+    pthread_mutex_unlock(&mutex);
 }
 
 static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *after, unsigned count, bool everything,

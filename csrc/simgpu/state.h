@@ -23,7 +23,7 @@ static inline uint64_t sim_round(uint64_t n, uint64_t to) { return (n + to - 1) 
 
 /* ---- live objects (object.c): a handle is valid while it is registered, so that a stale one is an error, not a crash */
 enum sim_kind {
-    SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_MIPMAP, SIM_HANDLE,
+    SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_MIPMAP, SIM_HANDLE, SIM_USER_OBJECT,
     SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE
 };
 bool sim_object_add(enum sim_kind kind, uint64_t key, void *object); /* [locked] false: out of memory */
@@ -79,6 +79,7 @@ struct CUstream_st {
     CUstream next;    /* of the same context */
     struct sim_capture *capture; /* [sim_lock] not NULL while capturing */
     CUgraphNode *tips;           /* [sim_lock] nodes that the next captured one depends on */
+    CUgraphEdgeData *tip_edges;  /* [sim_lock] how */
     unsigned tip_count;
     uint64_t reached_ns;         /* [sim_lock] host time of the newest submission; its making, before the first */
     /* under the engine's lock */
@@ -105,7 +106,13 @@ struct sim_task *sim_stream_last(CUstream s); /* a reference, or NULL when nothi
 void sim_drain(CUcontext ctx);                /* wait for everything submitted to the context so far */
 /* Add simulated time to the operation that this thread runs. */
 void sim_charge_ns(uint64_t ns);
-uint64_t sim_task_clock(void); /* simulated time inside that operation: its start and what was charged so far */
+/* Where that operation has got to, in nanoseconds of simulated time; and put it elsewhere, never before its start: the
+ * branches of a graph run one after the other, but start at the same time. */
+uint64_t sim_task_clock(void);
+void sim_task_set_clock(uint64_t ns);
+/* A task that no queue holds: what waits for it goes on once somebody keeps it, at simulated time ns. NULL: out of memory. */
+struct sim_task *sim_promise_new(void);
+void sim_promise_keep(struct sim_task *t, uint64_t ns);
 
 /* ---- contexts (ctx.c) */
 struct CUctx_st {
@@ -138,6 +145,8 @@ CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op);
 CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out); /* [locked] */
 /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, with captures invalidated, where a call is "potentially unsafe" now. Also in capture.c */
 CUresult sim_capture_unsafe(void);               /* [locked] cuMemAlloc and its like */
+CUresult sim_capture_unsafe_vmm(void);           /* [locked] cuMemCreate and its like: whether they are is not known */
+CUresult sim_capture_unsafe_event(void);         /* [locked] cuEventQuery */
 CUresult sim_capture_sync(CUcontext ctx);        /* [locked] what waits for a whole context */
 CUresult sim_capture_stream_sync(CUstream s);    /* [locked] what waits for or asks a stream */
 void sim_capture_implicit(CUcontext ctx, CUresult *r); /* [locked] legacy stream while a blocking stream captures */
@@ -162,6 +171,7 @@ struct sim_map {
     struct sim_reservation *reservation;
     CUmemoryPool pool;
     struct sim_note *notes; /* managed: advice (managed.c) */
+    struct sim_graph_alloc *graph; /* a graph's allocation (SIM_MAP_POOLED without a pool) */
     int fd; /* shared with other processes, else -1 */
 };
 struct sim_reservation {
@@ -218,9 +228,6 @@ CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already
 /* ---- pools (pool.c) */
 void sim_pools_sync(int device); /* after a host-side wait: release above the threshold; no lock held */
 CUresult sim_pool_free_now(CUdeviceptr p); /* cuMemFree of a pool's allocation, after draining */
-
-uint64_t sim_graph_memory_bytes(int device, bool high); /* held by graphs now, or at most since the last reset */
-void sim_graph_memory_reset(int device);
 
 /* ---- copies (copy.c) */
 uint64_t sim_cost_ns(bool over_link, uint64_t bytes);

@@ -348,7 +348,7 @@ def test_a_mapping_that_outlives_its_unmap_is_seen(experiment) -> None:
         ("attrs", "type-is-device", {"attrs.memory_type"}),
         (
             "graph",
-            "params-refused",
+            "params-taken",
             {
                 f"graph.memcpy_{way}_setparams_in_{where}"
                 for way in ("to", "from")

@@ -87,13 +87,13 @@ static CUresult peer_hangs(CUdeviceptr d, CUcontext dc, CUdeviceptr s, CUcontext
         pause();
 }
 
-static CUresult copy_params_refused(CUgraphExec e, CUgraphNode n, const CUDA_MEMCPY3D *p, CUcontext c)
+static CUresult copy_params_taken(CUgraphExec e, CUgraphNode n, const CUDA_MEMCPY3D *p, CUcontext c)
 {
     (void)e;
     (void)n;
     (void)p;
     (void)c;
-    return CUDA_ERROR_INVALID_VALUE;
+    return CUDA_SUCCESS; /* the same operands: there is nothing to do */
 }
 
 static CUresult access_single(CUdeviceptr p, size_t n, const CUmemAccessDesc *d, size_t count)
@@ -139,7 +139,7 @@ __attribute__((constructor)) static void start(void)
         { "peer-kills", &to_cuMemcpyPeerAsync, (void *)peer_kills },
         { "peer-kills", &to_cuCtxSynchronize, (void *)synchronize_broken },
         { "peer-hangs", &to_cuMemcpyPeer, (void *)peer_hangs },
-        { "params-refused", &to_cuGraphExecMemcpyNodeSetParams, (void *)copy_params_refused },
+        { "params-taken", &to_cuGraphExecMemcpyNodeSetParams, (void *)copy_params_taken },
         { "access-single", &to_cuMemSetAccess, (void *)access_single },
         { "free-at-once", &to_cuMemFree_v2, (void *)free_at_once },
         { "always-ready", &to_cuEventQuery, (void *)always_ready },
