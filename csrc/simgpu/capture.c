@@ -219,7 +219,7 @@ CUresult sim_capture_add(CUstream s, struct sim_act act, CUgraphNode *out)
 
 /* ---- the way in */
 
-static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, bool wait)
+static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, struct sim_demand demand, bool wait)
 {
     CUcontext ctx;
     CUstream s;
@@ -235,6 +235,7 @@ static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, bool wait)
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (r)
         return r;
+    w->demand = demand;
     sim_take();
     r = sim_stream_find(handle, ptsz, &s);
     if (!r && s->capture) {
@@ -270,12 +271,17 @@ static CUresult enqueue(CUstream handle, bool ptsz, struct sim_op op, bool wait)
 
 CUresult sim_enqueue(CUstream stream, bool ptsz, struct sim_op op)
 {
-    return enqueue(stream, ptsz, op, false);
+    return enqueue(stream, ptsz, op, (struct sim_demand){0}, false);
 }
 
 CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op)
 {
-    return enqueue(stream, ptsz, op, true);
+    return enqueue(stream, ptsz, op, (struct sim_demand){0}, true);
+}
+
+CUresult sim_enqueue_timed(CUstream stream, bool ptsz, struct sim_op op, struct sim_demand demand, bool wait)
+{
+    return enqueue(stream, ptsz, op, demand, wait);
 }
 
 /* ---- entries */

@@ -50,7 +50,7 @@ void sim_account_begin(struct sim_account *a)
 
 void sim_account_end(struct sim_account *a)
 {
-    uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]), ram = sim_cost_ns(true, a->bytes[SIM_IN_RAM]);
+    uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]), ram = sim_link_time(sim_cost_ns(true, a->bytes[SIM_IN_RAM]), SIM_WAY_IN, true);
     counting = NULL;
     sim_charge_ns(sim_config()->overlap == SIM_OVERLAP_NO ? vram + ram : vram > ram ? vram : ram);
 }

@@ -87,7 +87,11 @@ CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad)
         job->pageable |= !dst.known || !src.known;
         job->device_only &= vram_only;
         /* Inside VRAM every byte is read and written by the same memory. */
-        job->cost_ns += sim_cost_ns(!vram_only, vram_only ? 2 * bytes : bytes);
+        if (vram_only)
+            job->cost_ns += sim_cost_ns(false, 2 * bytes);
+        else
+            job->link_ns += sim_cost_ns(true, bytes);
+        job->way |= vram_only ? 0u : (dst.known && dst.vram ? 0u : (unsigned)SIM_WAY_OUT) | (src.known && src.vram ? 0u : (unsigned)SIM_WAY_IN);
     }
     sim_give();
     return r;
@@ -116,6 +120,7 @@ static CUresult run_job(void *arg)
 {
     const struct sim_job *j = arg;
     sim_charge_ns(j->cost_ns);
+    sim_charge_link(j->link_ns, j->way, false);
     return sim_guarded(move, arg);
 }
 
@@ -128,8 +133,7 @@ CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait
 {
     /* Pageable memory is the caller's again when the call returns (cuda.h: such copies may be synchronous). */
     bool block = wait || job->pageable || (!job->device_only && sim_doubt(SIM_DOUBT_ASYNC_WAITS));
-    struct sim_op op = sim_job_op(job);
-    return block ? sim_enqueue_wait(stream, pt, op) : sim_enqueue(stream, pt, op);
+    return sim_enqueue_timed(stream, pt, sim_job_op(job), (struct sim_demand){true, job->way, job->cost_ns + job->link_ns}, block);
 }
 
 CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarray array, uint64_t x, uint64_t y, uint64_t z,

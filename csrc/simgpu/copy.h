@@ -17,7 +17,8 @@ struct sim_box {
 };
 struct sim_job {
     unsigned count;
-    uint64_t cost_ns;
+    uint64_t cost_ns, link_ns; /* inside VRAM; over the link */
+    unsigned way;              /* SIM_WAY_* */
     bool pageable;    /* some operand is pageable host memory */
     bool device_only; /* every operand is in VRAM */
     bool given;       /* params are what it was made from (a 3D form); else they follow from the only box */

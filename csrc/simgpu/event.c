@@ -262,10 +262,8 @@ SIM_API CUresult cuEventQuery(CUevent hEvent)
     if (!r) /* a context that has failed says so first: what it had queued will never be done */
         r = (CUresult)atomic_load(&event_of(hEvent)->ctx->sticky);
     sim_give();
-    if (!r && t && !atomic_load(&t->done))
+    if (!r && t && !sim_task_seen(t))
         r = CUDA_ERROR_NOT_READY;
-    if (!r && t)
-        sim_host_reach(t->end_ns);
     sim_task_drop(t);
     return r;
 }

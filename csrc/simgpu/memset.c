@@ -13,6 +13,7 @@ struct fill {
     uint64_t p, pitch, width, height; /* bytes; rows */
     unsigned value, element;
     uint64_t cost_ns;
+    bool ram;
 };
 
 static void fill(void *arg)
@@ -35,7 +36,11 @@ static void fill(void *arg)
 
 static CUresult run_fill(void *arg)
 {
-    sim_charge_ns(((const struct fill *)arg)->cost_ns);
+    const struct fill *f = arg;
+    if (f->ram)
+        sim_charge_link(f->cost_ns, SIM_WAY_OUT, false);
+    else
+        sim_charge_ns(f->cost_ns);
     return sim_guarded(fill, arg);
 }
 
@@ -57,7 +62,7 @@ static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned va
     struct fill *f = malloc(sizeof *f);
     if (!f)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span.ram, bytes * height)};
+    *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span.ram, bytes * height), span.ram};
     if (element == 1)
         f->value &= 0xff;
     *wait = span.ram;
@@ -77,8 +82,10 @@ static CUresult set(CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned el
     r = make(ctx, dst, pitch, value, element, width, height, &op, &wait);
     if (r)
         return r;
+    const struct fill *f = op.arg;
+    struct sim_demand demand = {true, f->ram ? SIM_WAY_OUT : 0, f->cost_ns};
     wait &= synchronous || sim_doubt(SIM_DOUBT_ASYNC_WAITS);
-    return wait ? sim_enqueue_wait(s, pt, op) : sim_enqueue(s, pt, op);
+    return sim_enqueue_timed(s, pt, op, demand, wait);
 }
 
 CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext handle, struct sim_op *out)

@@ -27,7 +27,9 @@ struct sim_waiter { /* a host thread in sim_task_wait */
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local uint64_t started_ns, charged_ns; /* of the operation that this thread runs */
+static uint64_t submitted;                            /* tasks so far */
+static _Thread_local struct sim_task *running;        /* the task that this thread runs */
+static _Thread_local uint64_t started_ns, charged_ns; /* of its operation */
 
 struct sim_work *sim_work_new(struct sim_op op)
 {
@@ -84,6 +86,17 @@ void sim_task_set_clock(uint64_t ns)
     charged_ns = ns > started_ns ? ns - started_ns : 0;
 }
 
+uint64_t sim_link_time(uint64_t ns, unsigned way, bool kernel)
+{
+    struct sim_task *t = running;
+    return t && !t->fixed ? sim_link_ns(t->stream->ctx->device, way, t->order, sim_task_clock(), ns, kernel) : ns;
+}
+
+void sim_charge_link(uint64_t ns, unsigned way, bool kernel)
+{
+    sim_charge_ns(sim_link_time(ns, way, kernel));
+}
+
 static uint64_t later(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
@@ -124,7 +137,8 @@ static void kick(CUstream s, struct sim_task **list)
     if (!s->head)
         s->tail = NULL;
     s->busy = true;
-    t->end_ns = later(s->clock_ns, t->start_ns);
+    if (!t->fixed)
+        t->end_ns = later(s->clock_ns, t->start_ns);
     t->next = *list;
     *list = t;
 }
@@ -166,6 +180,7 @@ static void run_task(struct sim_task *t)
     pthread_mutex_unlock(&mutex);
     bool real = sim_config()->clock == SIM_CLOCK_REAL;
     uint64_t began = real ? sim_real_ns() : 0;
+    running = t;
     started_ns = start;
     charged_ns = 0;
     if (!atomic_load(sticky) || w->op.kind == SIM_OP_CALLBACK) {
@@ -174,9 +189,11 @@ static void run_task(struct sim_task *t)
         if (r)
             atomic_compare_exchange_strong(sticky, &none, (int)r);
     }
+    if (!t->fixed)
+        t->end_ns = start + charged_ns;
     if (real)
-        sim_real_until(began + charged_ns);
-    t->end_ns = start + charged_ns;
+        sim_real_until(began + (t->end_ns - start));
+    running = NULL;
     sim_work_drop(w);
     pthread_mutex_lock(&mutex);
     t->work = NULL;
@@ -275,9 +292,13 @@ static bool blocking(const struct CUstream_st *s)
 
 /* ---- submission */
 
-/* With the mutex held: t will wait for `need`, noted in its edge until link_needs. */
+/* With the mutex held: t will wait for `need`, noted in its edge until link_needs. t->known becomes false when it isn't
+ * known when that ends, t->end_ns the latest of those that are. */
 static void follow(struct sim_task *t, struct sim_task *need)
 {
+    t->known &= need->known;
+    if (need->known)
+        t->end_ns = later(t->end_ns, need->end_ns);
     if (atomic_load(&need->done))
         t->start_ns = later(t->start_ns, need->end_ns);
     else
@@ -305,6 +326,22 @@ static void follow_all(struct sim_task *t, CUstream s, struct sim_task *const *a
     } else if (blocking(s) && s->ctx->legacy->last) {
         follow(t, s->ctx->legacy->last);
     }
+}
+
+/* With the mutex held: fix the end of a task now if everything that it depends on is known. */
+static void foresee(struct sim_task *t, CUstream s)
+{
+    const struct sim_work *w = t->work;
+    t->known &= !w || w->demand.known;
+    if (s->last) {
+        t->known &= s->last->known;
+        if (s->last->known)
+            t->end_ns = later(t->end_ns, s->last->end_ns);
+    }
+    if (t->known && w)
+        t->end_ns = w->demand.way ? sim_link_reserve(s->ctx->device, w->demand.way, t->order, t->end_ns, w->demand.ns)
+                                  : t->end_ns + w->demand.ns;
+    t->fixed = t->known;
 }
 
 static struct sim_task *task_new(CUstream s, struct sim_work *w, unsigned edges, int refs)
@@ -355,8 +392,10 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
     sim_host_reach(s->reached_ns);
     if (w) /* not slept for with SIMGPU_CLOCK=real: what is done here takes about as long */
         sim_host_reach(sim_host_now() + (uint64_t)sim_config()->launch);
-    t->submit_ns = t->start_ns = sim_host_now();
+    t->submit_ns = t->start_ns = t->end_ns = sim_host_now();
+    t->known = true;
     pthread_mutex_lock(&mutex);
+    t->order = submitted++;
     follow_all(t, s, after, count, everything);
     bool idle = !s->head && !s->busy && !t->pending;
     bool inl = idle && w && now;
@@ -367,6 +406,7 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     link_needs(t);
+    foresee(t, s);
     s->reached_ns = t->submit_ns;
     struct sim_task *previous = s->last;
     s->last = t;
@@ -374,7 +414,8 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
         s->busy = true;
     } else if (idle && !w) { /* nothing to run and nothing to wait for */
         s->busy = true;
-        t->end_ns = later(s->clock_ns, t->start_ns);
+        if (!t->fixed)
+            t->end_ns = later(s->clock_ns, t->start_ns);
         finish(t);
     } else {
         if (s->tail)
@@ -413,6 +454,7 @@ void sim_task_run(struct sim_task *t)
 {
     pthread_mutex_lock(&mutex);
     run_task(t);
+    t->known = true;
     pthread_mutex_unlock(&mutex);
     sim_host_reach(t->end_ns);
 }
@@ -421,18 +463,34 @@ void sim_task_run(struct sim_task *t)
 
 void sim_task_wait(struct sim_task *t)
 {
+    pthread_mutex_lock(&mutex);
     if (!atomic_load(&t->done)) {
-        pthread_mutex_lock(&mutex);
-        if (!atomic_load(&t->done)) {
-            struct sim_waiter me = {.next = t->waiters, .wake = PTHREAD_COND_INITIALIZER};
-            t->waiters = &me;
-            while (!me.woken)
-                pthread_cond_wait(&me.wake, &mutex);
-            pthread_cond_destroy(&me.wake);
-        }
-        pthread_mutex_unlock(&mutex);
+        struct sim_waiter me = {.next = t->waiters, .wake = PTHREAD_COND_INITIALIZER};
+        t->waiters = &me;
+        while (!me.woken)
+            pthread_cond_wait(&me.wake, &mutex);
+        pthread_cond_destroy(&me.wake);
     }
+    t->known = true;
+    pthread_mutex_unlock(&mutex);
     sim_host_reach(t->end_ns);
+}
+
+bool sim_task_seen(struct sim_task *t)
+{
+    if (!atomic_load(&t->done))
+        return false;
+    sim_task_wait(t); /* does not wait any more */
+    return true;
+}
+
+void sim_saw_blocking(CUcontext ctx)
+{
+    pthread_mutex_lock(&mutex);
+    for (CUstream s = ctx->streams; s; s = s->next)
+        if (blocking(s) && s->last && atomic_load(&s->last->done))
+            s->last->known = true;
+    pthread_mutex_unlock(&mutex);
 }
 
 struct sim_task *sim_stream_last(CUstream s)
@@ -457,8 +515,7 @@ void sim_drain(CUcontext ctx)
             if (s->id < below) {
                 below = s->id;
                 t = sim_stream_last(s);
-                if (t && atomic_load(&t->done)) { /* the usual case, without letting the lock go */
-                    sim_host_reach(t->end_ns);
+                if (t && sim_task_seen(t)) { /* the usual case, without letting the lock go */
                     sim_task_drop(t);
                     t = NULL;
                 }

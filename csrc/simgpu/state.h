@@ -40,9 +40,16 @@ uint64_t sim_real_ns(void);         /* the machine's clock, for SIMGPU_CLOCK=rea
 void sim_real_until(uint64_t ns);   /* return then, or at once when that is over */
 
 /* ---- tasks (sched.c) */
+enum { SIM_WAY_IN = 1, SIM_WAY_OUT = 2 }; /* over the link: to the device, from it */
+struct sim_demand { /* what an operation will last, where that is known when it is queued */
+    bool known;
+    unsigned way; /* SIM_WAY_*, or 0: not over the link */
+    uint64_t ns;
+};
 struct sim_work { /* an operation shared by tasks and graph nodes; op.drop is called when the last holder lets go */
     atomic_int refs;
     struct sim_op op;
+    struct sim_demand demand;
 };
 struct sim_work *sim_work_new(struct sim_op op); /* takes over op; NULL (op dropped): out of memory */
 void sim_work_ref(struct sim_work *w);
@@ -58,8 +65,11 @@ struct sim_task {
     struct sim_work *work; /* NULL: only an order mark */
     CUstream stream;
     uint64_t submit_ns;    /* host time of its submission */
+    uint64_t order;        /* of submission, over all streams */
     uint64_t end_ns;       /* simulated completion time, valid when done */
     /* under the engine's lock */
+    bool known;                 /* end_ns is: since its submission, or because a host thread has waited for it */
+    bool fixed;                 /* since its submission */
     struct sim_task *next;      /* of the stream's queue */
     struct sim_edge *followers; /* what waits for this one */
     struct sim_waiter *waiters; /* host threads that do */
@@ -102,6 +112,8 @@ void sim_task_run(struct sim_task *t); /* moves the caller's clock to its end, a
 /* [locked] A task that is finished when everything submitted to the context so far is. */
 CUresult sim_submit_fence(CUcontext ctx, CUstream s, struct sim_task **out);
 void sim_task_wait(struct sim_task *t);
+bool sim_task_seen(struct sim_task *t); /* has it finished? then the caller's clock moves to its end */
+void sim_saw_blocking(CUcontext ctx);   /* [locked] a wait for the legacy stream has ended: these were waited for too */
 struct sim_task *sim_stream_last(CUstream s); /* a reference, or NULL when nothing was ever submitted */
 void sim_drain(CUcontext ctx);                /* wait for everything submitted to the context so far */
 /* Add simulated time to the operation that this thread runs. */
@@ -113,6 +125,15 @@ void sim_task_set_clock(uint64_t ns);
 /* A task that no queue holds: what waits for it goes on once somebody keeps it, at simulated time ns. NULL: out of memory. */
 struct sim_task *sim_promise_new(void);
 void sim_promise_keep(struct sim_task *t, uint64_t ns);
+/* The same for time over the link, which others may hold; `kernel`: by its loads and stores, not by a copy engine. */
+void sim_charge_link(uint64_t ns, unsigned way, bool kernel);
+uint64_t sim_link_time(uint64_t ns, unsigned way, bool kernel); /* what that would charge */
+
+/* ---- the link (link.c); times in simulated nanoseconds */
+/* A copy of ns, ready at start, gets the engines of its ways; returns its end. order: later users go by it. */
+uint64_t sim_link_reserve(int device, unsigned way, uint64_t order, uint64_t start, uint64_t ns);
+/* What ns of traffic last that start then, beside the copies of lower order. */
+uint64_t sim_link_ns(int device, unsigned way, uint64_t order, uint64_t start, uint64_t ns, bool kernel);
 
 /* ---- contexts (ctx.c) */
 struct CUctx_st {
@@ -142,6 +163,8 @@ void sim_call_host(CUhostFn fn, void *data);
 bool sim_in_host_call(void);
 /* Queue an operation and wait for it (a captured one is only recorded): the synchronous copies. In capture.c. */
 CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op);
+/* Either of both for an operation whose time is known now. */
+CUresult sim_enqueue_timed(CUstream stream, bool ptsz, struct sim_op op, struct sim_demand demand, bool wait);
 CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out); /* [locked] */
 /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, with captures invalidated, where a call is "potentially unsafe" now. Also in capture.c */
 CUresult sim_capture_unsafe(void);               /* [locked] cuMemAlloc and its like */

@@ -121,10 +121,8 @@ static CUresult query(CUstream handle, bool pt)
     else if (!r)
         t = sim_stream_last(s);
     sim_give();
-    if (!r && t && !atomic_load(&t->done))
+    if (!r && t && !sim_task_seen(t))
         r = CUDA_ERROR_NOT_READY;
-    else if (!r && t)
-        sim_host_reach(t->end_ns);
     sim_task_drop(t);
     return r ? r : (CUresult)atomic_load(&ctx->sticky);
 }
@@ -141,7 +139,8 @@ static CUresult synchronize(CUstream handle, bool pt)
     r = sim_stream_find(handle, pt, &s);
     if (!r)
         r = sim_capture_stream_sync(s);
-    if (!r && s->legacy)
+    bool whole = !r && s->legacy;
+    if (whole)
         r = sim_submit(s, NULL, NULL, 0, &t);
     else if (!r)
         t = sim_stream_last(s);
@@ -151,6 +150,11 @@ static CUresult synchronize(CUstream handle, bool pt)
     if (t)
         sim_task_wait(t);
     sim_task_drop(t);
+    if (whole) {
+        sim_take();
+        sim_saw_blocking(ctx);
+        sim_give();
+    }
     sim_pools_sync(ctx->device);
     return (CUresult)atomic_load(&ctx->sticky);
 }
