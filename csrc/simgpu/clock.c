@@ -2,7 +2,8 @@
 /* What a launch costs in simulated time: the bytes that its kernel touches, counted per tier. Called by launch.c around each
  * kernel, and by accounting companions (simk_account.h) at each access.
  * Rules: every access pays, as if no cache existed; VRAM and RAM are drawn on at the same time, unless SIMGPU_OVERLAP=no
- * says one after the other; managed memory that lies on the host comes over the link once; nothing else takes time. Counts depend on the kernel alone, so a figure is repeatable.
+ * says one after the other; managed memory that lies on the host comes over the link once; copies that hold the link slow a
+ * kernel down (link.c); nothing else takes time. Counts depend on the kernel alone, so a figure is repeatable.
  */
 #include "code.h"
 
@@ -50,7 +51,8 @@ void sim_account_begin(struct sim_account *a)
 
 void sim_account_end(struct sim_account *a)
 {
-    uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]), ram = sim_link_time(sim_cost_ns(true, a->bytes[SIM_IN_RAM]), SIM_WAY_IN, true);
+    uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]);
+    uint64_t ram = sim_link_time(sim_cost_ns(true, a->bytes[SIM_IN_RAM]), SIM_WAY_IN, true); /* what it writes counts as read */
     counting = NULL;
     sim_charge_ns(sim_config()->overlap == SIM_OVERLAP_NO ? vram + ram : vram > ram ? vram : ram);
 }

@@ -2,8 +2,8 @@
 /* Simulated host time: one clock per thread. Called by whatever costs host time (launches, memory management), and by sched.c,
  * which moves a thread on to the end of what it waited for.
  * Rules: a thread's clock starts at 0 and never goes back. No thread reads another's: they meet only in what both touch (a
- * stream's newest submission, an event's recording, a finished task), in the manner of Lamport's clocks. So one thread's times
- * depend on its own calls alone, and of two threads those that one of them waited for come first.
+ * stream's newest submission, an event's recording, a finished task, the memory map), in the manner of Lamport's clocks. So one
+ * thread's times depend on its own calls alone, and what one thread waited for another to do is over by its clock too.
  * Host work that is no CUDA call takes no time.
  * SIMGPU_CLOCK=real: what is spent is really waited for too; the clock does not change by that.
  */
@@ -15,6 +15,7 @@
 #define SPIN_NS 100000u /* a sleep wakes up some 50 us late: the last of it is spun */
 
 static _Thread_local uint64_t now_ns;
+static _Atomic uint64_t memory_ns; /* end of the last call that changed the memory map */
 
 uint64_t sim_host_now(void)
 {
@@ -30,8 +31,16 @@ void sim_host_reach(uint64_t ns)
 void sim_host_spend(uint64_t ns)
 {
     now_ns += ns;
+    uint64_t last = atomic_load(&memory_ns);
+    while (last < now_ns && !atomic_compare_exchange_weak(&memory_ns, &last, now_ns)) {
+    }
     if (ns && sim_config()->clock == SIM_CLOCK_REAL)
         sim_real_until(sim_real_ns() + ns);
+}
+
+void sim_host_meet_memory(void)
+{
+    sim_host_reach(atomic_load(&memory_ns));
 }
 
 uint64_t sim_real_ns(void)

@@ -231,7 +231,7 @@ struct items {
 static CUresult run_items(void *arg)
 {
     const struct items *all = arg;
-    uint64_t moved = 0;
+    uint64_t in = 0, out = 0; /* bytes that change sides */
     sim_take();
     for (size_t i = 0; i < all->count; i++) {
         const struct item *one = &all->list[i];
@@ -242,12 +242,13 @@ static CUresult run_items(void *arg)
                 sim_poison_touched((void *)(uintptr_t)first, last - first);
         }
         if (m && one->prefetch) {
-            moved += (m->away == 1) != one->to_host && !one->discard ? one->bytes : 0;
+            *(one->to_host ? &out : &in) += (m->away == 1) != one->to_host && !one->discard ? one->bytes : 0;
             m->away = one->to_host;
         }
     }
     sim_give();
-    sim_charge_ns(sim_cost_ns(true, moved));
+    sim_charge_link(sim_cost_ns(true, in), SIM_WAY_IN, false);
+    sim_charge_link(sim_cost_ns(true, out), SIM_WAY_OUT, false);
     return CUDA_SUCCESS;
 }
 

@@ -390,6 +390,7 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
     }
     /* Who submits to a stream is later than its last submission, whoever made that. */
     sim_host_reach(s->reached_ns);
+    sim_host_meet_memory();
     if (w) /* not slept for with SIMGPU_CLOCK=real: what is done here takes about as long */
         sim_host_reach(sim_host_now() + (uint64_t)sim_config()->launch);
     t->submit_ns = t->start_ns = t->end_ns = sim_host_now();

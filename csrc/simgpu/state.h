@@ -34,7 +34,9 @@ uint64_t sim_unique(void); /* a number never given before in this process */
 
 /* ---- host time (hosttime.c), simulated nanoseconds of the calling thread */
 uint64_t sim_host_now(void);
-void sim_host_spend(uint64_t ns); /* this call costs so much; no lock held: SIMGPU_CLOCK=real sleeps here */
+/* This call, which changed mappings or pinned memory, costs so much. No lock held: SIMGPU_CLOCK=real sleeps here. */
+void sim_host_spend(uint64_t ns);
+void sim_host_meet_memory(void); /* not earlier than the end of the last such call, whichever thread made it */
 void sim_host_reach(uint64_t ns); /* it is at least as late as that: something of that time was waited for or met */
 uint64_t sim_real_ns(void);         /* the machine's clock, for SIMGPU_CLOCK=real */
 void sim_real_until(uint64_t ns);   /* return then, or at once when that is over */
@@ -158,8 +160,10 @@ struct sim_thread {
     unsigned owned;
 };
 struct sim_thread *sim_self(void); /* NULL: out of memory */
-/* Call the program's function from a stream: CUDA calls that it makes are CUDA_ERROR_NOT_PERMITTED (thread.c). */
+/* Call the program's function from a stream: CUDA calls that it makes are CUDA_ERROR_NOT_PERMITTED (thread.c). The second:
+ * whatever is believed of host functions (cuStreamAddCallback). */
 void sim_call_host(CUhostFn fn, void *data);
+void sim_call_back(CUhostFn fn, void *data);
 bool sim_in_host_call(void);
 /* Queue an operation and wait for it (a captured one is only recorded): the synchronous copies. In capture.c. */
 CUresult sim_enqueue_wait(CUstream stream, bool ptsz, struct sim_op op);

@@ -174,7 +174,7 @@ static void call_back(void *arg)
 
 static CUresult run_callback(void *arg)
 {
-    sim_call_host(call_back, arg);
+    sim_call_back(call_back, arg);
     return CUDA_SUCCESS;
 }
 

@@ -4,6 +4,7 @@
  * Rules: a fault outside sim_guarded is not ours: it goes to the handler that was there before.
  */
 #define _GNU_SOURCE
+#include "doubt.h"
 #include "state.h"
 
 #include <setjmp.h>
@@ -60,11 +61,19 @@ bool sim_in_host_call(void)
     return in_host_call;
 }
 
-void sim_call_host(CUhostFn fn, void *data)
+void sim_call_back(CUhostFn fn, void *data)
 {
     in_host_call = true;
     fn(data);
     in_host_call = false;
+}
+
+void sim_call_host(CUhostFn fn, void *data)
+{
+    if (sim_doubt(SIM_DOUBT_HOST_CALLS))
+        fn(data);
+    else
+        sim_call_back(fn, data);
 }
 
 /* ---- guarded execution */

@@ -275,3 +275,18 @@ base, _ = backed(DEVICE)
     slow = {**PLAIN, "LINK": "1000000"}
     drive(simgpu, text.format(still="NOT_READY", real=True), CLOCK="real", **slow)
     drive(simgpu, text.format(still="(OK, NOT_READY)", real=False), **slow)
+
+
+def test_who_works_after_a_remap_by_another_thread_is_later_than_it(simgpu):
+    drive(simgpu, TIMES + """
+context = start()
+s = stream()
+begin = mark(s)
+def other():
+    call("cuCtxSetCurrent", context)
+    backed(DEVICE)                                               # 193 us and more, by that thread's clock
+t = threading.Thread(target=other); t.start(); t.join()
+end = mark(s)
+call("cuStreamSynchronize", s)
+assert 200 < between(begin, end) < 1000, between(begin, end)
+""", **PLAIN)
