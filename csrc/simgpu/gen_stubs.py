@@ -6,6 +6,7 @@ python gen_stubs.py HEADER_DIR OUTPUT_DIR writes
   entry_names.h      the names of that code: a file that includes it writes `cuMemAlloc_v2` and defines sim_do_cuMemAlloc_v2
   stubs.c            a weak sim_do_NAME for every entry (a real one, anywhere in the library, takes its place)
   nvml_stubs.c       the same for NVML
+  nvml_errors.inc    code and text of each nvmlReturn_t
   getproc_rows.inc   the rows of cuGetProcAddress
   errors.inc         code, name and text of each CUresult
 
@@ -171,7 +172,12 @@ def main(folder: Path, out: Path) -> None:
         errors.append(f'{{{name}, "{name}", "{sentence}"}},')
     write(out / "errors.inc", errors)
     weak = '__attribute__((weak, visibility("default")))'
-    nvml = set(re.findall(r"nvmlReturn_t\s+DECLDIR\s+(nvml\w+)\s*\(", read(folder, ["nvml.h"])))
+    nvml_text = read(folder, ["nvml.h"])
+    write(
+        out / "nvml_errors.inc",
+        [f'{{{n}, "{t.strip()}"}},' for n, t in re.findall(r"^\s*(NVML_(?:SUCCESS|ERROR_\w+))\s*=[^/\n]*//!<\s*(.*)$", nvml_text, re.M)],
+    )
+    nvml = set(re.findall(r"nvmlReturn_t\s+DECLDIR\s+(nvml\w+)\s*\(", nvml_text))
     write(
         out / "nvml_stubs.c",
         ["int sim_nvml_stub(const char *name);"]

@@ -4,8 +4,7 @@
  * here are generated stubs that answer NVML_ERROR_NOT_SUPPORTED and name themselves once.
  */
 #define _GNU_SOURCE
-#define NVML_NO_UNVERSIONED_FUNC_DEFS
-#include <nvml.h>
+#include "nvml_sim.h"
 
 #include "config.h"
 #include "identity.h"
@@ -14,8 +13,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-
-#define SIM_API __attribute__((visibility("default")))
 
 static atomic_int users;
 static const char serial[SIM_MAX_DEVICES]; /* device handles are addresses in here */
@@ -49,20 +46,16 @@ SIM_API nvmlReturn_t nvmlShutdown(void)
 
 SIM_API const char *nvmlErrorString(nvmlReturn_t result)
 {
-    switch (result) {
-    case NVML_SUCCESS: return "The operation was successful";
-    case NVML_ERROR_UNINITIALIZED: return "NVML was not first initialized with nvmlInit()";
-    case NVML_ERROR_INVALID_ARGUMENT: return "A supplied argument is invalid";
-    case NVML_ERROR_NOT_SUPPORTED: return "The requested operation is not available on target device";
-    case NVML_ERROR_NOT_FOUND: return "A query to find an object was unsuccessful";
-    case NVML_ERROR_INSUFFICIENT_SIZE: return "An input argument is not large enough";
-    case NVML_ERROR_DRIVER_NOT_LOADED: return "The simulated driver's settings are malformed";
-    case NVML_ERROR_ARGUMENT_VERSION_MISMATCH: return "The provided version is invalid/unsupported";
-    default: return "Unknown error";
-    }
+    static const struct { nvmlReturn_t code; const char *text; } errors[] = {
+#include "nvml_errors.inc" /* generated from nvml.h by gen_stubs.py */
+    };
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+        if (errors[i].code == result)
+            return errors[i].text;
+    return "Unknown Error";
 }
 
-static nvmlReturn_t text(char *out, unsigned length, const char *value)
+nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *value)
 {
     if (!out)
         return NVML_ERROR_INVALID_ARGUMENT;
@@ -72,18 +65,31 @@ static nvmlReturn_t text(char *out, unsigned length, const char *value)
     return NVML_SUCCESS;
 }
 
-#define ENTRY() do { if (atomic_load(&users) <= 0) return NVML_ERROR_UNINITIALIZED; } while (0)
+/* The driver branch that first had a CUDA version (CUDA release notes, table of minimum drivers). */
+static int branch(void)
+{
+    static const int from[][2] = {{13000, 580}, {12090, 575}, {12080, 570}, {12060, 560}, {12050, 555}, {12040, 550}, {12030, 545},
+                                  {12020, 535}, {12010, 530}, {12000, 525}, {11080, 520}, {11070, 515}, {11060, 510}, {11050, 495}, {11040, 470}};
+    for (size_t i = 0; i < sizeof from / sizeof *from; i++)
+        if (sim_config()->driver >= from[i][0])
+            return from[i][1];
+    return 465;
+}
 
 SIM_API nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length)
 {
     ENTRY();
-    return text(version, length, "580.00.simgpu");
+    char mine[32];
+    snprintf(mine, sizeof mine, "%d.00.simgpu", branch());
+    return sim_nvml_text(version, length, mine);
 }
 
 SIM_API nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length)
 {
     ENTRY();
-    return text(version, length, "13.580.00.simgpu");
+    char mine[32];
+    snprintf(mine, sizeof mine, "%d.%d.00.simgpu", sim_config()->driver / 1000, branch());
+    return sim_nvml_text(version, length, mine);
 }
 
 SIM_API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version)
@@ -101,7 +107,7 @@ SIM_API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *version)
 
 /* ---- devices */
 
-static nvmlReturn_t device_of(nvmlDevice_t handle, int *device)
+nvmlReturn_t sim_nvml_device(nvmlDevice_t handle, int *device)
 {
     if (atomic_load(&users) <= 0)
         return NVML_ERROR_UNINITIALIZED;
@@ -112,7 +118,7 @@ static nvmlReturn_t device_of(nvmlDevice_t handle, int *device)
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t by_index(unsigned index, nvmlDevice_t *out)
+nvmlReturn_t sim_nvml_handle(unsigned index, nvmlDevice_t *out)
 {
     ENTRY();
     if (!out || index >= (unsigned)sim_config()->devices)
@@ -132,8 +138,8 @@ static nvmlReturn_t count(unsigned *out)
 
 SIM_API nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount) { return count(deviceCount); }
 SIM_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount) { return count(deviceCount); }
-SIM_API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) { return by_index(index, device); }
-SIM_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) { return by_index(index, device); }
+SIM_API nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) { return sim_nvml_handle(index, device); }
+SIM_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) { return sim_nvml_handle(index, device); }
 
 /* As NVML prints it: GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx. */
 static void uuid_text(int device, char *out, size_t size)
@@ -154,7 +160,7 @@ SIM_API nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *d
         char mine[64];
         uuid_text(i, mine, sizeof mine);
         if (!strcmp(mine, uuid))
-            return by_index((unsigned)i, device);
+            return sim_nvml_handle((unsigned)i, device);
     }
     return NVML_ERROR_NOT_FOUND;
 }
@@ -167,13 +173,19 @@ static nvmlReturn_t by_pci(const char *id, nvmlDevice_t *device)
         return NVML_ERROR_INVALID_ARGUMENT;
     if (domain || slot || bus < SIM_BUS(0) || bus >= SIM_BUS((unsigned)sim_config()->devices))
         return NVML_ERROR_NOT_FOUND;
-    return by_index(bus - SIM_BUS(0), device);
+    return sim_nvml_handle(bus - SIM_BUS(0), device);
 }
 
 SIM_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *pciBusId, nvmlDevice_t *device) { return by_pci(pciBusId, device); }
 SIM_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) { return by_pci(pciBusId, device); }
 
-#define DEVICE() int dev; do { nvmlReturn_t r_ = device_of(device, &dev); if (r_) return r_; } while (0)
+int sim_nvml_refuse(void *device);
+int sim_nvml_refuse(void *device)
+{
+    int dev;
+    nvmlReturn_t r = sim_nvml_device(device, &dev);
+    return r ? (int)r : NVML_ERROR_NOT_SUPPORTED;
+}
 
 SIM_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 {
@@ -187,7 +199,7 @@ SIM_API nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index
 SIM_API nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
 {
     DEVICE();
-    return text(name, length, SIM_DEVICE_NAME);
+    return sim_nvml_text(name, length, SIM_DEVICE_NAME);
 }
 
 SIM_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length)
@@ -195,7 +207,7 @@ SIM_API nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned
     DEVICE();
     char mine[64];
     uuid_text(dev, mine, sizeof mine);
-    return text(uuid, length, mine);
+    return sim_nvml_text(uuid, length, mine);
 }
 
 static nvmlReturn_t pci(nvmlDevice_t device, nvmlPciInfo_t *info)
@@ -241,48 +253,6 @@ SIM_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_
     return NVML_SUCCESS;
 }
 
-SIM_API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor)
-{
-    DEVICE();
-    if (!major || !minor)
-        return NVML_ERROR_INVALID_ARGUMENT;
-    *major = 9;
-    *minor = 0;
-    return NVML_SUCCESS;
-}
-
-SIM_API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization)
-{
-    DEVICE();
-    if (!utilization)
-        return NVML_ERROR_INVALID_ARGUMENT;
-    *utilization = (nvmlUtilization_t){0}; /* simulated work takes no device time */
-    return NVML_SUCCESS;
-}
-
-/* The link as tools would describe one of the configured speed: 16 lanes of the first generation that carries it. */
-static unsigned generation(void)
-{
-    unsigned g = 1;
-    for (uint64_t rate = 4ull << 30; g < 6 && rate < sim_config()->link; g++)
-        rate *= 2;
-    return g;
-}
-
-static nvmlReturn_t link_answer(nvmlDevice_t device, unsigned *out, unsigned value)
-{
-    DEVICE();
-    if (!out)
-        return NVML_ERROR_INVALID_ARGUMENT;
-    *out = value;
-    return NVML_SUCCESS;
-}
-
-SIM_API nvmlReturn_t nvmlDeviceGetCurrPcieLinkGeneration(nvmlDevice_t device, unsigned int *gen) { return link_answer(device, gen, generation()); }
-SIM_API nvmlReturn_t nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t device, unsigned int *gen) { return link_answer(device, gen, generation()); }
-SIM_API nvmlReturn_t nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned int *width) { return link_answer(device, width, 16); }
-SIM_API nvmlReturn_t nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t device, unsigned int *width) { return link_answer(device, width, 16); }
-
 /* ---- processes; the first version of the record has no instance ids */
 
 static nvmlReturn_t processes(nvmlDevice_t device, unsigned *room, void *out, size_t stride)
@@ -308,17 +278,44 @@ static nvmlReturn_t processes(nvmlDevice_t device, unsigned *room, void *out, si
     return fits ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
 
-SIM_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos)
+/* Graphics and MPS processes: there are none. */
+static nvmlReturn_t nobody(nvmlDevice_t device, unsigned *room)
 {
-    return processes(device, infoCount, infos, sizeof *infos);
+    DEVICE();
+    (void)dev;
+    if (!room)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *room = 0;
+    return NVML_SUCCESS;
 }
 
-SIM_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v2_t *infos)
-{
-    return processes(device, infoCount, infos, sizeof *infos);
-}
+#define PROCESS_ENTRIES(suffix, type) \
+    SIM_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses##suffix(nvmlDevice_t device, unsigned int *infoCount, type *infos) \
+    { return processes(device, infoCount, infos, sizeof *infos); } \
+    SIM_API nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses##suffix(nvmlDevice_t device, unsigned int *infoCount, type *infos) \
+    { (void)infos; return nobody(device, infoCount); } \
+    SIM_API nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses##suffix(nvmlDevice_t device, unsigned int *infoCount, type *infos) \
+    { (void)infos; return nobody(device, infoCount); }
+PROCESS_ENTRIES(, nvmlProcessInfo_v1_t)
+PROCESS_ENTRIES(_v2, nvmlProcessInfo_v2_t)
+PROCESS_ENTRIES(_v3, nvmlProcessInfo_t)
 
-SIM_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_t *infos)
+/* The newest form: one list for all kinds. Too small a list: its size is told (nvml.h). */
+SIM_API nvmlReturn_t nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *plist)
 {
-    return processes(device, infoCount, infos, sizeof *infos);
+    DEVICE();
+    pid_t pids[256];
+    uint64_t bytes[256];
+    if (!plist || plist->mode >= NVML_PROCESS_MODE_MAX)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (plist->version != nvmlProcessDetailList_v1)
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    bool any = plist->mode == NVML_PROCESS_MODE_COMPUTE || plist->mode == NVML_PROCESS_MODE_ALL;
+    unsigned n = any ? sim_machine_processes(dev, pids, bytes, 256) : 0;
+    bool fits = n <= plist->numProcArrayEntries && (!n || plist->procArray);
+    for (unsigned i = 0; fits && i < n; i++)
+        plist->procArray[i] = (nvmlProcessDetail_v1_t){.pid = (unsigned)pids[i], .usedGpuMemory = bytes[i],
+                                                       .gpuInstanceId = 0xFFFFFFFFu, .computeInstanceId = 0xFFFFFFFFu};
+    plist->numProcArrayEntries = n;
+    return fits ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
