@@ -51,8 +51,10 @@ void sim_account_begin(struct sim_account *a)
 
 void sim_account_end(struct sim_account *a)
 {
+    counting = NULL;
+    if (!a->bytes[SIM_IN_VRAM] && !a->bytes[SIM_IN_RAM])
+        return;
     uint64_t vram = sim_cost_ns(false, a->bytes[SIM_IN_VRAM]);
     uint64_t ram = sim_link_time(sim_cost_ns(true, a->bytes[SIM_IN_RAM]), SIM_WAY_IN, true); /* what it writes counts as read */
-    counting = NULL;
     sim_charge_ns(sim_config()->overlap == SIM_OVERLAP_NO ? vram + ram : vram > ram ? vram : ram);
 }

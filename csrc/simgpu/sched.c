@@ -20,6 +20,12 @@
 /* Kernels and host functions run on it; fibers bring their own. Reserved address space, touched only by use. */
 #define STACK_BYTES ((size_t)2 << 20)
 
+#if defined(__SANITIZE_ADDRESS__)
+#define SPARES 0u /* a task that is used after its end must be found */
+#else
+#define SPARES 256u
+#endif
+
 struct sim_waiter { /* a host thread in sim_task_wait */
     struct sim_waiter *next;
     pthread_cond_t wake;
@@ -27,6 +33,8 @@ struct sim_waiter { /* a host thread in sim_task_wait */
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct sim_task *spare; /* [mutex] for reuse */
+static unsigned spare_count;
 static uint64_t submitted;                            /* tasks so far */
 static _Thread_local struct sim_task *running;        /* the task that this thread runs */
 static _Thread_local uint64_t started_ns, charged_ns; /* of its operation */
@@ -69,6 +77,21 @@ void sim_task_drop(struct sim_task *t)
 {
     if (t && atomic_fetch_sub(&t->refs, 1) == 1)
         task_free(t);
+}
+
+/* With the mutex held: the same, but a task that nobody holds any more is kept for the next submission. One thread takes
+ * them and others give them back, which is what malloc is worst at. */
+static void task_recycle(struct sim_task *t)
+{
+    if (!t || atomic_fetch_sub(&t->refs, 1) != 1)
+        return;
+    if (spare_count == SPARES || t->edges != t->few) {
+        task_free(t);
+        return;
+    }
+    t->next = spare;
+    spare = t;
+    spare_count++;
 }
 
 void sim_charge_ns(uint64_t ns)
@@ -167,7 +190,7 @@ static void finish(struct sim_task *first)
         }
         if (s)
             kick(s, &list);
-        sim_task_drop(t);
+        task_recycle(t);
     }
 }
 
@@ -344,11 +367,16 @@ static void foresee(struct sim_task *t, CUstream s)
     t->fixed = t->known;
 }
 
+/* With the mutex held. NULL: out of memory. */
 static struct sim_task *task_new(CUstream s, struct sim_work *w, unsigned edges, int refs)
 {
-    struct sim_task *t = malloc(sizeof *t);
-    if (!t)
+    struct sim_task *t = spare;
+    if (t) {
+        spare = t->next;
+        spare_count--;
+    } else if (!(t = malloc(sizeof *t))) {
         return NULL;
+    }
     *t = (struct sim_task){.refs = refs, .work = w, .stream = s, .edges = t->few};
     if (edges > sizeof t->few / sizeof t->few[0] && !(t->edges = malloc(edges * sizeof *t->edges))) {
         free(t);
@@ -359,7 +387,9 @@ static struct sim_task *task_new(CUstream s, struct sim_work *w, unsigned edges,
 
 struct sim_task *sim_promise_new(void)
 {
+    pthread_mutex_lock(&mutex);
     struct sim_task *t = task_new(NULL, NULL, 0, 1);
+    pthread_mutex_unlock(&mutex);
     if (t)
         t->submit_ns = sim_host_now();
     return t;
@@ -383,26 +413,28 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
     if (s->legacy || everything)
         for (CUstream o = s->ctx->streams; o; o = o->next)
             edges++;
-    struct sim_task *t = task_new(s, w, edges, out ? 3 : 2); /* the queue, stream->last, the caller */
-    if (!t) {
-        sim_work_drop(w);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
     /* Who submits to a stream is later than its last submission, whoever made that. */
     sim_host_reach(s->reached_ns);
     sim_host_meet_memory();
     if (w) /* not slept for with SIMGPU_CLOCK=real: what is done here takes about as long */
         sim_host_reach(sim_host_now() + (uint64_t)sim_config()->launch);
+    pthread_mutex_lock(&mutex);
+    struct sim_task *t = task_new(s, w, edges, out ? 3 : 2); /* the queue, stream->last, the caller */
+    if (!t) {
+        pthread_mutex_unlock(&mutex);
+        sim_work_drop(w);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     t->submit_ns = t->start_ns = t->end_ns = sim_host_now();
     t->known = true;
-    pthread_mutex_lock(&mutex);
     t->order = submitted++;
     follow_all(t, s, after, count, everything);
     bool idle = !s->head && !s->busy && !t->pending;
     bool inl = idle && w && now;
     if (w && !inl && !s->worker && !start_worker(s)) {
+        atomic_store(&t->refs, 1);
+        task_recycle(t);
         pthread_mutex_unlock(&mutex);
-        task_free(t);
         sim_work_drop(w);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -427,8 +459,8 @@ static CUresult submit(CUstream s, struct sim_work *w, struct sim_task *const *a
         if (s->asleep && idle)
             pthread_cond_signal(&s->wake);
     }
+    task_recycle(previous);
     pthread_mutex_unlock(&mutex);
-    sim_task_drop(previous);
     if (now)
         *now = inl;
     if (out)
