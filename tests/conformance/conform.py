@@ -16,6 +16,7 @@ import pytest
 
 belief = pytest.mark.belief
 own_process = pytest.mark.own_process
+shim_differs = pytest.mark.shim_differs  # (reason): spillshim answers otherwise, on purpose
 
 observations = []  # of the running test: (belief, branch or None, text)
 
