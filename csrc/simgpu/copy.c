@@ -86,6 +86,7 @@ CUresult sim_job_check(CUcontext ctx, struct sim_job *job, size_t *bad)
         uint64_t bytes = b->width * b->height * b->depth;
         job->pageable |= !dst.known || !src.known;
         job->device_only &= vram_only;
+        job->mapped_ram |= (dst.ram && !dst.pinned) || (src.ram && !src.pinned);
         /* Inside VRAM every byte is read and written by the same memory. */
         if (vram_only)
             job->cost_ns += sim_cost_ns(false, 2 * bytes);
@@ -132,7 +133,7 @@ struct sim_op sim_job_op(struct sim_job *job)
 CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait)
 {
     /* Pageable memory is the caller's again when the call returns (cuda.h: such copies may be synchronous). */
-    bool block = wait || job->pageable || (!job->device_only && sim_doubt(SIM_DOUBT_ASYNC_WAITS));
+    bool block = wait || job->pageable || (job->mapped_ram && sim_doubt(SIM_DOUBT_ASYNC_WAITS));
     return sim_enqueue_timed(stream, pt, sim_job_op(job), (struct sim_demand){true, job->way, job->cost_ns + job->link_ns}, block);
 }
 

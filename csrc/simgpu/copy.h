@@ -21,6 +21,7 @@ struct sim_job {
     unsigned way;              /* SIM_WAY_* */
     bool pageable;    /* some operand is pageable host memory */
     bool device_only; /* every operand is in VRAM */
+    bool mapped_ram;  /* some operand is a RAM mapping (pinned memory is none) */
     bool given;       /* params are what it was made from (a 3D form); else they follow from the only box */
     CUDA_MEMCPY3D params;
     struct sim_box boxes[];

@@ -44,28 +44,26 @@ static CUresult run_fill(void *arg)
     return sim_guarded(fill, arg);
 }
 
-/* Check and build; *wait: host memory takes part. */
+/* Check and build; *span: where it lies. */
 static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned element, uint64_t width,
-                     uint64_t height, struct sim_op *out, bool *wait)
+                     uint64_t height, struct sim_op *out, struct sim_span *span)
 {
     uint64_t bytes;
     if ((element != 1 && element != 2 && element != 4) || dst % element || (height > 1 && pitch % element) ||
         __builtin_mul_overflow(width, (uint64_t)element, &bytes) || (height > 1 && pitch < bytes))
         return CUDA_ERROR_INVALID_VALUE;
     struct sim_box box = {.dst = {dst, pitch, 0, SIM_DEVICE_SIDE}, .width = bytes, .height = height, .depth = 1};
-    struct sim_span span;
     sim_take();
-    CUresult r = sim_side_check(ctx, &box, &box.dst, true, &span);
+    CUresult r = sim_side_check(ctx, &box, &box.dst, true, span);
     sim_give();
     if (r)
         return r;
     struct fill *f = malloc(sizeof *f);
     if (!f)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span.ram, bytes * height), span.ram};
+    *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span->ram, bytes * height), span->ram};
     if (element == 1)
         f->value &= 0xff;
-    *wait = span.ram;
     *out = (struct sim_op){run_fill, free, f, CU_GRAPH_NODE_TYPE_MEMSET};
     return CUDA_SUCCESS;
 }
@@ -75,16 +73,16 @@ static CUresult set(CUdeviceptr dst, uint64_t pitch, unsigned value, unsigned el
 {
     CUcontext ctx;
     struct sim_op op;
-    bool wait = false;
+    struct sim_span span;
     CUresult r = sim_current(&ctx);
     if (r || !width || !height)
         return r;
-    r = make(ctx, dst, pitch, value, element, width, height, &op, &wait);
+    r = make(ctx, dst, pitch, value, element, width, height, &op, &span);
     if (r)
         return r;
     const struct fill *f = op.arg;
     struct sim_demand demand = {true, f->ram ? SIM_WAY_OUT : 0, f->cost_ns};
-    wait &= synchronous || sim_doubt(SIM_DOUBT_ASYNC_WAITS);
+    bool wait = span.ram && (synchronous || (!span.pinned && sim_doubt(SIM_DOUBT_ASYNC_WAITS)));
     return sim_enqueue_timed(s, pt, op, demand, wait);
 }
 
@@ -93,12 +91,12 @@ CUresult sim_memset_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext handle, struc
     sim_take();
     CUcontext ctx = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)handle);
     sim_give();
-    bool wait;
+    struct sim_span span;
     if (!ctx)
         return CUDA_ERROR_INVALID_CONTEXT;
     if (!p->width || !p->height)
         return CUDA_ERROR_INVALID_VALUE;
-    return make(ctx, p->dst, p->pitch, p->value, p->elementSize, p->width, p->height, out, &wait);
+    return make(ctx, p->dst, p->pitch, p->value, p->elementSize, p->width, p->height, out, &span);
 }
 
 void sim_memset_params(const struct sim_op *op, CUDA_MEMSET_NODE_PARAMS *out)

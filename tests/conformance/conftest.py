@@ -151,6 +151,12 @@ class Suite:
             left.unlink(missing_ok=True)  # a process that ended by _exit or a signal cannot
 
 
+# A belief that another one hides when it falls, so that a test cannot tell: whatever it reports then is right.
+HIDDEN_BY = {
+    "vmm.remap_beside_running_kernel": "vmm.unmap_no_drain",
+    "copy.rectangle_extent": "copy.over_tiers_refused",
+    "copy.ram_mappings": "copy.checked_at_call",
+}
 SUITE = pytest.StashKey[Suite]()
 
 
@@ -228,7 +234,7 @@ def check_report(suite: Suite, doubt: str, beliefs: list[str], saw: list[tuple[s
     in_force = suite.drawn(doubt)
     for name, branch, text in saw:
         expected = in_force.get(name, 0)
-        if branch != expected:
+        if branch != expected and not in_force.get(HIDDEN_BY.get(name)):
             seen = "something else" if branch is None else f"branch {branch}"
             pytest.fail(f"{name}: branch {expected} is in force, the test saw {seen}: {text}", pytrace=False)
 

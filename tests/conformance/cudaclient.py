@@ -185,12 +185,14 @@ def grant(pointer, size, *kinds, flags=READWRITE, want=OK):
 
 
 def backed(*kinds, size=GRANULE):
-    """A reservation with one accessible mapping of `size` bytes for each location; (address, handles)."""
+    """A reservation with one mapping of `size` bytes for each location, open to the device, and to the CPU where it is RAM, as
+    spillshim opens what it maps; (address, handles)."""
     base = reserve(size * len(kinds))
     handles = [create(size, kind) for kind in kinds]
     for index, handle in enumerate(handles):
         map_at(base + index * size, size, handle)
-    grant(base, size * len(kinds), DEVICE)
+    for index, kind in enumerate(kinds):
+        grant(base + index * size, size, DEVICE, *([] if kind == DEVICE else [kind]))
     return base, handles
 
 
@@ -358,16 +360,21 @@ def host_kind():
 
 def in_a_child(work):
     """What work() answers in a forked process, or the name of the signal that ends it. The driver must not be in use yet: it does
-    not survive a fork."""
+    not survive a fork. A work() with a parameter gets the pipe into which to write its answer."""
     said, say = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.write(say, str(work()).encode())
+            if work.__code__.co_argcount:
+                work(say)
+            else:
+                os.write(say, str(work()).encode())
         finally:
             os._exit(0)
     os.close(say)
     answer = os.read(said, 20)
     os.close(said)
     _, status = os.waitpid(child, 0)
-    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else int(answer)
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return int(answer) if answer else "no answer"

@@ -295,9 +295,10 @@ def test_every_form_on_a_ram_mapping():
 
 def every_form(kind, cpu):
     """Each copy and memset on RAM mappings: its result, and the bytes when all went through."""
-    base, _ = backed(kind, kind)
-    if cpu:
-        grant(base, 2 * GRANULE, DEVICE, kind)
+    base = reserve(2 * GRANULE)
+    for at in (base, base + GRANULE):
+        map_at(at, GRANULE, create(GRANULE, kind))
+    grant(base, 2 * GRANULE, DEVICE, *([kind] if cpu else []))
     p, s, data, out = alloc(MIB), stream(), sample(4096), (C.c_ubyte * 4096)()
     host = pinned(4096)
     C.memmove(host, data, 4096)

@@ -147,6 +147,38 @@ def test_nodes_run_in_the_order_of_their_edges():
     assert read(p, 64) == bytes([3]) * 64
 
 
+def test_every_kind_of_node():
+    p, q, s, graph, calls = alloc(4096), alloc(4096), stream(), new_graph(), []
+    first = memset_node(graph, p, 1)
+    copy, launched, host, empty = (C.c_void_p() for _ in range(4))
+    call("cuGraphAddMemcpyNode", C.byref(copy), graph, C.byref(first), 1, C.byref(copy_box(q, p, 64)), current())
+    values = pointers(q, 8, 1)
+    params = KernelParams(kernel("xp_add"), (1, 1, 1), (32, 1, 1), 0, C.cast(values, C.c_void_p), None, None, None)
+    call("cuGraphAddKernelNode_v2", C.byref(launched), graph, C.byref(copy), 1, C.byref(params))
+    note = HOST_FN(lambda _: calls.append(1))
+    call("cuGraphAddHostNode", C.byref(host), graph, C.byref(launched), 1, C.byref(HostParams(C.cast(note, C.c_void_p), None)))
+    call("cuGraphAddEmptyNode", C.byref(empty), graph, C.byref(host), 1)
+    replay(instantiate(graph), s)
+    assert read(q, 9) == bytes([2] + [1] * 7 + [2]) and calls == [1]
+    kinds = []
+    for node in (first, copy, launched, host, empty):
+        kind = C.c_int()
+        call("cuGraphNodeGetType", node, C.byref(kind))
+        kinds.append(kind.value)
+    assert kinds == [2, 1, 0, 3, 5]
+
+
+def test_a_clone_stands_alone():
+    graph, clone, p, s = new_graph(), C.c_void_p(), alloc(4096), stream()
+    node = memset_node(graph, p, 1)
+    call("cuGraphClone", C.byref(clone), graph)
+    call("cuGraphMemsetNodeSetParams", node, C.byref(MemsetParams(p, 0, 9, 1, 64, 1)))
+    replay(instantiate(clone), s)
+    assert read(p, 1) == b"\x01"
+    replay(instantiate(graph), s)
+    assert read(p, 1) == b"\x09"
+
+
 def test_edges_are_told():
     graph, p = new_graph(), alloc(4096)
     first = memset_node(graph, p, 1)
@@ -228,13 +260,15 @@ def test_nodes_that_cannot_be(bad):
 def moved(base, old, kind=DEVICE):
     """The chunk at `base` gets other memory with the same bytes, as a migration does."""
     alias, fresh = reserve(GRANULE), create(GRANULE, kind)
+    both = [DEVICE] if kind == DEVICE else [DEVICE, kind]
     map_at(alias, GRANULE, fresh)
-    grant(alias, GRANULE, DEVICE)
+    grant(alias, GRANULE, *both)
     call("cuMemcpyDtoD_v2", alias, base, GRANULE)
     call("cuCtxSynchronize")
     unmap(base, GRANULE)
+    release(old)
     map_at(base, GRANULE, fresh)
-    grant(base, GRANULE, DEVICE)
+    grant(base, GRANULE, *both)
     return fresh
 
 
@@ -286,7 +320,6 @@ def test_parameters_of_copy_nodes_after_a_remap():
     node = memset_node(graph, base, 3)
     exe = instantiate(graph)
     replay(exe, s)
-
 
     def again():
         return [

@@ -49,7 +49,7 @@ def test_names_that_nobody_has():
     old = C.c_void_p()
     seen = [ask("cuNothing", 12000, want=ANY), ask("", 12000, want=ANY),
             call("cuGetProcAddress", C.c_char_p(b"cuNothing"), C.byref(old), C.c_int(12000), 0, want=ANY)]  # fmt: skip
-    pick("lookup.unknown_name", seen, [(None, NO_SYMBOL), (None, NO_SYMBOL), NOT_FOUND])
+    pick("lookup.unknown_name", seen, [(None, NO_SYMBOL), (None, NO_SYMBOL), NOT_FOUND], [(None, NO_SYMBOL), INVALID, NOT_FOUND])
 
 
 def test_flags_that_exclude_each_other():

@@ -147,13 +147,13 @@ def test_a_chunk_changes_its_tier(tier):
     call("cuCtxSynchronize")
     alias, fresh, s = reserve(GRANULE), create(GRANULE, there), stream()
     map_at(alias, GRANULE, fresh)
-    grant(alias, GRANULE, DEVICE)
+    grant(alias, GRANULE, DEVICE, *([] if there == DEVICE else [there]))
     call("cuMemcpyDtoDAsync_v2", alias, base, GRANULE, s)
     call("cuStreamSynchronize", s)
     unmap(base, GRANULE)
     release(old)
     map_at(base, GRANULE, fresh)
-    grant(base, GRANULE, DEVICE)
+    grant(base, GRANULE, DEVICE, *([] if there == DEVICE else [there]))
     assert scattered(base, GRANULE, 21)
 
 
