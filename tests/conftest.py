@@ -30,18 +30,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="also run the longer members (marker `slow`); `scripts/test --ci` does"
     )
+    parser.addoption(
+        "--clients", action="store_true", help="also run the large clients (marker `large`): fetches up to some GB once"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a longer member of the suite, run by `scripts/test --ci`")
+    config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
+    config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
     for item in items:
-        if item.get_closest_marker("slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="longer member: run with --slow (scripts/test --ci)"))
+        if item.get_closest_marker("large") and not config.getoption("--clients"):
+            item.add_marker(pytest.mark.skip(reason="large client: run with --clients"))
 
 
 # --- where things are ---------------------------------------------------------------------------------------------

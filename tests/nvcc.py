@@ -139,15 +139,20 @@ class Builder:
             )
         return target
 
-    def __call__(self, source: str | Path, *flags: str, arch: str = "sm_80") -> CudaProgram:
-        """`cuda_program("saxpy_spill.cu")`: a program on the shared runtime, and its companion beside it."""
+    def __call__(
+        self, source: str | Path, *flags: str, arch: str = "sm_80", archive: Path | None = None
+    ) -> CudaProgram:
+        """`cuda_program("saxpy_spill.cu")`: a program on the shared runtime, and its companion beside it. With `archive`: on
+        that static runtime instead."""
         path = PROGRAMS / source
-        folder = self._folder(path, flags, arch)
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest() if archive else ""
+        folder = self._folder(path, flags, arch, digest)
         program, companion = folder / path.stem, folder / f"{path.stem}.simk.so"
         if not program.exists():
-            links = self._link_folder()
+            runtime = "none" if archive else "shared"
+            links = [archive, "-ldl", "-lpthread"] if archive else self._link_folder()
             self.run(
-                [need_nvcc(), f"-arch={arch}", "-O2", "-cudart", "shared", *flags, f"-I{SIMK_INCLUDE}", path, *links], program
+                [need_nvcc(), f"-arch={arch}", "-O2", "-cudart", runtime, *flags, f"-I{SIMK_INCLUDE}", path, *links], program
             )
         if not companion.exists():
             shutil.copy2(self.companion(path, companion.name), companion)

@@ -26,6 +26,7 @@ RT(cudaRuntimeGetVersion, (int *runtimeVersion), (runtimeVersion))
 
 RT_API cudaError_t cudaGetLastError(void)
 {
+    sim_called("cudaGetLastError");
     cudaError_t e = rt_thread.last;
     rt_thread.last = cudaSuccess;
     return e;
@@ -33,14 +34,16 @@ RT_API cudaError_t cudaGetLastError(void)
 
 RT_API cudaError_t cudaPeekAtLastError(void)
 {
+    sim_called("cudaPeekAtLastError");
     return rt_thread.last;
 }
 
 RT_API const char *cudaGetErrorName(cudaError_t error)
 {
+    sim_called("cudaGetErrorName");
     switch ((int)error) {
 #define RT_ERROR_NAME(name, number) case number: return #name;
-#include "rt_errors.def"
+#include "rt_errors.inc"
 #undef RT_ERROR_NAME
     default: return "unrecognized error code";
     }
@@ -48,6 +51,7 @@ RT_API const char *cudaGetErrorName(cudaError_t error)
 
 RT_API const char *cudaGetErrorString(cudaError_t error)
 {
+    sim_called("cudaGetErrorString");
     const char *text = NULL;
     if (error == cudaSuccess)
         return "no error";

@@ -25,11 +25,13 @@ RT_API cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 
 
 RT_API cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **args, size_t shared, cudaStream_t stream)
 {
+    sim_called("__cudaLaunchKernel");
     return rt_note(start(0, kernel, grid, block, args, shared, stream));
 }
 
 RT_API cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void **args, size_t shared, cudaStream_t stream)
 {
+    sim_called("__cudaLaunchKernel_ptsz");
     return rt_note(start(1, kernel, grid, block, args, shared, stream));
 }
 

@@ -209,6 +209,7 @@ RT_API cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host);
 
 RT_API void **__cudaRegisterFatBinary(void *fatCubin)
 {
+    sim_called("__cudaRegisterFatBinary");
     struct fatbin *f = calloc(1, sizeof *f);
     if (!f)
         return NULL;
@@ -218,11 +219,13 @@ RT_API void **__cudaRegisterFatBinary(void *fatCubin)
 
 RT_API void __cudaRegisterFatBinaryEnd(void **handle)
 {
+    sim_called("__cudaRegisterFatBinaryEnd");
     (void)handle;
 }
 
 RT_API void __cudaUnregisterFatBinary(void **handle)
 {
+    sim_called("__cudaUnregisterFatBinary");
     struct fatbin *f = (struct fatbin *)(void *)handle;
     if (!f)
         return;
@@ -238,6 +241,11 @@ RT_API void __cudaUnregisterFatBinary(void **handle)
                 p = &x->next;
             }
         }
+    if (!items) { /* the program ends, or a library with its own copy of this runtime is closed */
+        free(buckets);
+        buckets = NULL;
+        bucket_count = 0;
+    }
     pthread_mutex_unlock(&lock);
     if (f->library)
         rt.cuLibraryUnload(f->library);
@@ -247,6 +255,7 @@ RT_API void __cudaUnregisterFatBinary(void **handle)
 RT_API void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int thread_limit, void *tid,
                                    void *bid, void *bdim, void *gdim, int *wsize)
 {
+    sim_called("__cudaRegisterFunction");
     (void)device;
     (void)thread_limit;
     (void)tid;
@@ -260,6 +269,7 @@ RT_API void __cudaRegisterFunction(void **handle, const char *host, char *device
 RT_API void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int ext, size_t size, int constant,
                               int global)
 {
+    sim_called("__cudaRegisterVar");
     (void)device;
     (void)ext;
     (void)size;
@@ -271,6 +281,7 @@ RT_API void __cudaRegisterVar(void **handle, char *host, char *device, const cha
 RT_API void __cudaRegisterManagedVar(void **handle, void **host, char *device, const char *name, int ext, size_t size,
                                      int constant, int global)
 {
+    sim_called("__cudaRegisterManagedVar");
     (void)device;
     (void)ext;
     (void)size;
@@ -282,6 +293,7 @@ RT_API void __cudaRegisterManagedVar(void **handle, void **host, char *device, c
 /* The program is about to touch a __managed__ variable. */
 RT_API char __cudaInitModule(void **handle)
 {
+    sim_called("__cudaInitModule");
     if (rt_note(rt_context()))
         return 0;
     pthread_mutex_lock(&lock);
@@ -292,6 +304,7 @@ RT_API char __cudaInitModule(void **handle)
 
 RT_API unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct CUstream_st *stream)
 {
+    sim_called("__cudaPushCallConfiguration");
     struct rt_thread *t = &rt_thread;
     if (t->depth == sizeof t->calls / sizeof t->calls[0])
         return (unsigned)rt_note(cudaErrorLaunchFailure);
@@ -301,6 +314,7 @@ RT_API unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared
 
 RT_API cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, void *stream)
 {
+    sim_called("__cudaPopCallConfiguration");
     struct rt_thread *t = &rt_thread;
     if (!t->depth)
         return rt_note(cudaErrorMissingConfiguration);
@@ -314,6 +328,7 @@ RT_API cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *s
 
 RT_API cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host)
 {
+    sim_called("__cudaGetKernel");
     CUkernel k = NULL;
     cudaError_t e = rt_kernel(host, &k);
     *kernel = (cudaKernel_t)k;
