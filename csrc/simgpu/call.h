@@ -21,6 +21,8 @@ struct sim_call {
 
 extern const char *const sim_entry_names[]; /* sorted */
 extern const unsigned sim_entry_count;
+int sim_is_stub(unsigned index); /* nobody has written its code (generated) */
+const char *simgpu_entry(unsigned index, int *stub);
 
 extern atomic_uint sim_watch; /* not 0: calls are traced or faulted, or nobody has looked yet */
 static inline bool sim_watched(void)

@@ -38,6 +38,15 @@ CUresult sim_stub(const char *name)
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
+/* Not the driver's: what a test compares with the list of stubs (STUBS.md). NULL past the last entry. */
+__attribute__((visibility("default"))) const char *simgpu_entry(unsigned index, int *stub)
+{
+    if (index >= sim_entry_count)
+        return NULL;
+    *stub = sim_is_stub(index);
+    return sim_entry_names[index];
+}
+
 CUresult sim_ready(void)
 {
     switch (atomic_load(&state)) {

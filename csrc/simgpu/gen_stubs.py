@@ -4,7 +4,7 @@
 python gen_stubs.py HEADER_DIR OUTPUT_DIR writes
   entries.c          every driver entry: a frame (call.h) around the code, which is sim_do_NAME
   entry_names.h      the names of that code: a file that includes it writes `cuMemAlloc_v2` and defines sim_do_cuMemAlloc_v2
-  stubs.c            a weak sim_do_NAME for every entry (a real one, anywhere in the library, takes its place)
+  stubs.c            a weak sim_do_NAME for every entry (a real one, anywhere in the library, takes its place), and which are stubs
   nvml_stubs.c       the same for NVML
   nvml_errors.inc    code and text of each nvmlReturn_t
   getproc_rows.inc   the rows of cuGetProcAddress
@@ -149,9 +149,13 @@ def main(folder: Path, out: Path) -> None:
         out / "stubs.c",
         ["int sim_stub(const char *name);"]
         + [
-            f'{"__attribute__((weak)) " if s in of_symbol else ""}int sim_do_{s}(void) {{ return sim_stub("{s}"); }}'
+            f'static int stub_{s}(void) {{ return sim_stub("{s}"); }}\n'
+            f'int sim_do_{s}(void) __attribute__(({"weak, " if s in of_symbol else ""}alias("stub_{s}")));'
             for s in order
-        ],
+        ]
+        + ["int sim_is_stub(unsigned index);", "int sim_is_stub(unsigned index)", "{", "    switch (index) {"]
+        + [f"    case {i}: return sim_do_{s} == stub_{s};" for i, s in enumerate(order)]
+        + ["    default: return 0;", "    }", "}"],
     )
     write(
         out / "getproc_rows.inc",
