@@ -57,10 +57,11 @@ static CUresult destroy(CUevent handle)
     sim_give();
     if (!e)
         return CUDA_ERROR_INVALID_HANDLE;
+    CUresult r = (CUresult)atomic_load(&e->ctx->sticky); /* said, though the event goes */
     sim_task_drop(e->task);
     free(e->nodes);
     free(e);
-    return CUDA_SUCCESS;
+    return r;
 }
 
 SIM_API CUresult cuEventDestroy_v2(CUevent hEvent)
@@ -301,6 +302,8 @@ static CUresult elapsed(float *ms, CUevent start, CUevent end)
     CUresult r = !ea || !eb ? CUDA_ERROR_INVALID_HANDLE : CUDA_SUCCESS;
     if (!r && ((ea->flags | eb->flags) & CU_EVENT_DISABLE_TIMING))
         r = CUDA_ERROR_INVALID_HANDLE;
+    if (!r)
+        r = (CUresult)atomic_load(&ea->ctx->sticky);
     if (!r)
         r = task_of(start, &a);
     if (!r)

@@ -83,13 +83,14 @@ static CUresult destroy(CUstream handle)
 {
     sim_take();
     CUstream s = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
+    CUresult r = s ? (CUresult)atomic_load(&s->ctx->sticky) : CUDA_ERROR_INVALID_HANDLE; /* said, though the stream goes */
     if (s) {
         sim_capture_forget(s);
         sim_object_drop(SIM_STREAM, (uint64_t)(uintptr_t)s);
         sim_stream_close(s); /* its work still runs */
     }
     sim_give();
-    return s ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return r;
 }
 
 SIM_API CUresult cuStreamDestroy_v2(CUstream hStream)
