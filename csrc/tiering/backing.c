@@ -54,7 +54,7 @@ bool spill_mixed_copy(void)
 CUmemLocation spill_host_location(void)
 {
     CUmemLocation location = { .type = CU_MEM_LOCATION_TYPE_HOST, .id = 0 };
-    if (probed.backend == SPILL_BACKEND_HOST_NUMA) {
+    if (spill_backend_known() == SPILL_BACKEND_HOST_NUMA) {
         location.type = CU_MEM_LOCATION_TYPE_HOST_NUMA;
         location.id = probed.numa;
     }
