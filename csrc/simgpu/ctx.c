@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Contexts, primary and created, and what is asked of the current one. Called by applications.
  * Rules: a context object is never freed, only marked dead, so that a thread that still has it current gets
- * CUDA_ERROR_CONTEXT_IS_DESTROYED; destroying one waits for its work and gives back its memory.
+ * CUDA_ERROR_CONTEXT_IS_DESTROYED; destroying one waits for its work and gives back its memory. It is dead before it is
+ * waited for: a thread that retains the primary context meanwhile gets a new one, and two that end it end it once.
  */
 #include "state.h"
 
 #include <stdlib.h>
 
 static struct CUctx_st *primaries[SIM_MAX_DEVICES];
+static struct CUctx_st *dead_ones; /* [sim_lock] */
 
 static CUresult context_new(int device, unsigned flags, unsigned api, CUcontext *out)
 {
@@ -36,14 +38,20 @@ static CUresult context_new(int device, unsigned flags, unsigned api, CUcontext 
     return CUDA_SUCCESS;
 }
 
-/* Wait for its work, give back what it holds. The object stays, dead (and, for a primary one, may live again). */
-static void context_end(CUcontext c)
+/* [locked] Nobody finds it any more. */
+static void context_kill(CUcontext c)
 {
-    atomic_store(&c->ending, true);
-    sim_drain(c);
-    sim_take();
     sim_object_drop(SIM_CONTEXT, (uint64_t)(uintptr_t)c);
     c->dead = true;
+    c->buried = dead_ones;
+    dead_ones = c;
+}
+
+/* Wait for a killed one's work, give back what it holds. */
+static void context_end(CUcontext c)
+{
+    sim_drain(c);
+    sim_take();
     while (c->streams) {
         CUstream s = c->streams;
         sim_capture_forget(s);
@@ -123,8 +131,10 @@ static CUresult primary_end(CUdevice dev, bool all)
     CUcontext c = primaries[dev];
     bool live = c && !c->dead && c->retained;
     bool last = live && (all || --c->retained == 0);
-    if (last)
+    if (last) {
         c->retained = 0;
+        context_kill(c);
+    }
     sim_give();
     if (!live)
         return all ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
@@ -170,6 +180,8 @@ static CUresult primary_flags(CUdevice dev, unsigned flags)
         if (c) {
             c->dead = c->primary = true;
             c->device = dev;
+            c->buried = dead_ones;
+            dead_ones = c;
         } else {
             r = CUDA_ERROR_OUT_OF_MEMORY;
         }
@@ -248,9 +260,11 @@ static CUresult destroy(CUcontext ctx)
 {
     sim_take();
     CUcontext c = ctx ? sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)ctx) : NULL;
-    bool primary = c && c->primary;
+    bool mine = c && !c->primary;
+    if (mine)
+        context_kill(c);
     sim_give();
-    if (!c || primary)
+    if (!mine)
         return CUDA_ERROR_INVALID_CONTEXT;
     struct sim_thread *t = sim_self();
     context_end(c);

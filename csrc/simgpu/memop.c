@@ -130,7 +130,7 @@ static CUresult run_wait(const struct batch *b, const CUstreamBatchMemOpParams *
         }
         if (atomic_load(&b->ctx->sticky))
             return CUDA_SUCCESS; /* the context's error is there already; what follows does not run */
-        if (atomic_load(&b->ctx->ending))
+        if (atomic_load(&b->ctx->dead))
             return CUDA_ERROR_CONTEXT_IS_DESTROYED;
         nanosleep(&(struct timespec){.tv_nsec = (long)nap}, NULL);
     }

@@ -272,11 +272,28 @@ static bool start_worker(CUstream s)
 
 /* ---- streams */
 
+/* [locked] Close the retired streams whose work is done. */
+static void reap(CUcontext ctx)
+{
+    for (CUstream s = ctx->streams, next; s; s = next) {
+        next = s->next;
+        if (s->retired && (!s->last || atomic_load(&s->last->done)))
+            sim_stream_close(s);
+    }
+}
+
+void sim_stream_retire(CUstream s)
+{
+    s->retired = true;
+    reap(s->ctx);
+}
+
 CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority)
 {
     CUstream s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
+    reap(ctx);
     s->ctx = ctx;
     s->flags = flags;
     s->priority = priority;
@@ -553,6 +570,8 @@ void sim_drain(CUcontext ctx)
                     t = NULL;
                 }
             }
+        if (!t)
+            reap(ctx);
         sim_give();
         if (!t)
             return;

@@ -93,6 +93,7 @@ struct CUstream_st {
     CUgraphNode *tips;           /* [sim_lock] nodes that the next captured one depends on */
     CUgraphEdgeData *tip_edges;  /* [sim_lock] how */
     unsigned tip_count;
+    bool retired;                /* [sim_lock] destroyed by the app, its work not known to be done */
     uint64_t reached_ns;         /* [sim_lock] host time of the newest submission; its making, before the first */
     /* under the engine's lock */
     struct sim_task *head, *tail; /* waiting */
@@ -103,6 +104,8 @@ struct CUstream_st {
 };
 
 CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority); /* [locked] joins ctx's list; NULL: no memory */
+/* [locked] The app is done with it; its work goes on, and whoever waits for the whole context waits for that too. */
+void sim_stream_retire(CUstream s);
 void sim_stream_close(CUstream s); /* [locked] freed when its work is finished; not in the list any more */
 /* [locked] Queue work (taken over, may be NULL) on a real stream, after the tasks `after` too. *out, when asked for, is
  * a reference. */
@@ -140,8 +143,9 @@ uint64_t sim_link_ns(int device, unsigned way, uint64_t order, uint64_t start, u
 /* ---- contexts (ctx.c) */
 struct CUctx_st {
     int device;
-    bool primary, dead;
-    atomic_bool ending;   /* being destroyed: what waits for memory gives up */
+    bool primary;
+    atomic_bool dead; /* set under sim_lock, before its end is waited for; other threads may still have it current */
+    struct CUctx_st *buried; /* the next dead one */
     unsigned flags, retained, api;
     uint64_t id;
     atomic_int sticky; /* first CUresult of a failed operation */

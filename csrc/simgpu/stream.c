@@ -87,7 +87,7 @@ static CUresult destroy(CUstream handle)
     if (s) {
         sim_capture_forget(s);
         sim_object_drop(SIM_STREAM, (uint64_t)(uintptr_t)s);
-        sim_stream_close(s); /* its work still runs */
+        sim_stream_retire(s); /* its work still runs */
     }
     sim_give();
     return r;

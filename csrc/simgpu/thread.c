@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "doubt.h"
+#include "sanitizer.h"
 #include "state.h"
 
 #include <setjmp.h>
@@ -24,7 +25,7 @@ static void thread_gone(void *arg)
         sim_take();
     for (unsigned i = 0; ours && i < t->owned; i++)
         if (!t->own[i].ctx->dead)
-            sim_stream_close(t->own[i].stream);
+            sim_stream_retire(t->own[i].stream);
     if (ours)
         sim_give();
     free(t->own);
@@ -78,16 +79,21 @@ void sim_call_host(CUhostFn fn, void *data)
 
 /* ---- guarded execution */
 
-static _Thread_local sigjmp_buf *guard;
+struct guard {
+    sigjmp_buf back;
+    struct sim_watched watched;
+};
+static _Thread_local struct guard *guard;
 static struct sigaction old_segv, old_bus;
 static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
 
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
-    sigjmp_buf *g = guard;
+    struct guard *g = guard;
     if (g) {
         guard = NULL;
-        siglongjmp(*g, 1);
+        sim_watch_jump(&g->watched);
+        siglongjmp(g->back, 1);
     }
     struct sigaction *old = sig == SIGBUS ? &old_bus : &old_segv;
     if (old->sa_flags & SA_SIGINFO) {
@@ -114,8 +120,10 @@ static void arm(void)
 CUresult sim_guarded(void (*body)(void *), void *arg)
 {
     pthread_once(&guard_once, arm);
-    sigjmp_buf here, *volatile before = guard;
-    if (sigsetjmp(here, 0)) {
+    struct guard here, *volatile before = guard;
+    sim_watch_begin(&here.watched);
+    if (sigsetjmp(here.back, 0)) {
+        sim_watch_landed(&here.watched);
         guard = before;
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     }

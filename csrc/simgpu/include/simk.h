@@ -155,9 +155,35 @@ typedef struct simk_dim dim3;
 #define SIMK_STACK ((size_t)128 << 10)
 #define SIMK_MAX_THREADS 1024u
 
+/* What a sanitizer must hear when a thread goes to another stack; nothing in a plain build. */
+#if defined(__SANITIZE_THREAD__) && !defined(SIM_ACCOUNT)
+#define SIMK_TSAN 1
+#elif defined(__SANITIZE_ADDRESS__)
+#define SIMK_ASAN 1
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+#ifdef SIMK_TSAN
+void *__tsan_get_current_fiber(void);
+void *__tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void *fiber, unsigned flags);
+#elif defined(SIMK_ASAN)
+void __sanitizer_start_switch_fiber(void **fake, const void *bottom, size_t size);
+void __sanitizer_finish_switch_fiber(void *fake, const void **bottom, size_t *size);
+#endif
+#ifdef __cplusplus
+}
+#endif
+
 struct simk_fiber {
     ucontext_t context;
     char *stack; /* NULL: the worker thread's own */
+#if defined(SIMK_TSAN) || defined(SIMK_ASAN)
+    void *watched;      /* TSan: its fiber; ASan: the fake stack while another one runs */
+    const void *bottom; /* ASan: the stack's bounds */
+    size_t size;
+#endif
 };
 
 /* The fibers of one launch: created at its first barrier, kept for the next launch that needs some. */
@@ -169,7 +195,9 @@ struct simk_pool {
     /* Those that may go on, and those that wait at the barrier; in order of arrival, so that a run is repeatable. */
     struct simk_fiber *ready[SIMK_MAX_THREADS + 1], *waiting[SIMK_MAX_THREADS + 1];
     unsigned ready_at, ready_count, waiting_count;
-    int main_waits;
+#ifdef SIMK_ASAN
+    struct simk_fiber *left; /* who was left in the newest switch */
+#endif
 };
 
 struct simk_state {
@@ -241,6 +269,23 @@ static inline void simk_pool_give(struct simk_pool *p)
     __atomic_clear(&simk_pools_lock, __ATOMIC_RELEASE);
 }
 
+/* Go from one stack to the other. What runs after it may run on another thread: fibers outlive a launch. */
+static inline void simk_swap(struct simk_pool *p, struct simk_fiber *from, struct simk_fiber *to)
+{
+    simk_self.current = to;
+#ifdef SIMK_TSAN
+    __tsan_switch_to_fiber(to->watched, 0);
+#elif defined(SIMK_ASAN)
+    p->left = from;
+    __sanitizer_start_switch_fiber(&from->watched, to->bottom, to->size);
+#endif
+    swapcontext(&from->context, &to->context);
+#ifdef SIMK_ASAN
+    __sanitizer_finish_switch_fiber(from->watched, &p->left->bottom, &p->left->size);
+#endif
+    (void)p;
+}
+
 /* Leave `from` for whoever may run next. With nobody ready, the barrier is complete: all that wait become ready. */
 static inline void simk_switch(struct simk_fiber *from)
 {
@@ -254,21 +299,31 @@ static inline void simk_switch(struct simk_fiber *from)
     struct simk_fiber *to = p->ready_at < p->ready_count ? p->ready[p->ready_at++] : &p->fiber[0];
     if (to == from)
         return;
-    simk_self.current = to;
-    swapcontext(&from->context, &to->context);
+    simk_swap(p, from, to);
+}
+
+/* Runs one thread of a block, then waits to be the stack of another. A function of its own, because the address of simk_self
+ * is the calling thread's, which the compiler may keep in a register over the switch; the next turn may be another thread's. */
+static __attribute__((noinline)) void simk_fiber_turn(void)
+{
+    __asm__ volatile("" ::: "memory"); /* keeps the call: it has effects that the compiler cannot see */
+    struct simk_fiber *me = simk_self.current;
+    if (simk_step())
+        simk_self.threads(simk_self.params);
+    struct simk_pool *p = simk_self.pool;
+    p->live--;
+    p->spare[p->spare_count++] = me;
+    simk_switch(me);
 }
 
 static void simk_fiber_main(void)
 {
-    for (;;) {
-        struct simk_fiber *me = simk_self.current;
-        if (simk_step())
-            simk_self.threads(simk_self.params);
-        struct simk_pool *p = simk_self.pool;
-        p->live--;
-        p->spare[p->spare_count++] = me;
-        simk_switch(me);
-    }
+#ifdef SIMK_ASAN
+    struct simk_fiber *left = simk_self.pool->left;
+    __sanitizer_finish_switch_fiber(NULL, &left->bottom, &left->size);
+#endif
+    for (;;)
+        simk_fiber_turn();
 }
 
 static inline void simk_fiber_make(struct simk_fiber *f)
@@ -281,6 +336,12 @@ static inline void simk_fiber_make(struct simk_fiber *f)
     f->context.uc_stack.ss_sp = f->stack;
     f->context.uc_stack.ss_size = SIMK_STACK;
     f->context.uc_link = NULL;
+#ifdef SIMK_TSAN
+    f->watched = __tsan_create_fiber(0);
+#elif defined(SIMK_ASAN)
+    f->bottom = f->stack;
+    f->size = SIMK_STACK;
+#endif
     makecontext(&f->context, simk_fiber_main, 0);
 }
 
@@ -304,6 +365,9 @@ static __attribute__((noinline, unused)) void simk_barrier(void)
         p = s->pool = simk_pool_take();
         p->live = p->ready_at = p->ready_count = p->waiting_count = 0;
         s->current = &p->fiber[0];
+#ifdef SIMK_TSAN
+        p->fiber[0].watched = __tsan_get_current_fiber();
+#endif
     }
     struct simk_fiber *f = s->current;
     p->waiting[p->waiting_count++] = f;
@@ -312,8 +376,7 @@ static __attribute__((noinline, unused)) void simk_barrier(void)
     } else {
         struct simk_fiber *fresh = simk_fiber_new(p);
         p->live++;
-        s->current = fresh;
-        swapcontext(&f->context, &fresh->context);
+        simk_swap(p, f, fresh);
     }
     s->thread = me;
 }
