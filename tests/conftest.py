@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sanitize
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -33,15 +34,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--clients", action="store_true", help="also run the large clients (marker `large`): fetches up to some GB once"
     )
+    parser.addoption(
+        "--san",
+        action="store_true",
+        help="only the tests that run programs on the simulated driver, each on an AddressSanitizer build (with undefined "
+        "behaviour) and on a ThreadSanitizer build",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a longer member of the suite, run by `scripts/test --ci`")
     config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
     config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
+    config.addinivalue_line("markers", "no_sanitizer(reason): cannot run on a sanitizer's build, and why")
+
+
+def _wants_sanitizer(definition: pytest.Item) -> bool:
+    """True for a test that names its sanitizers itself."""
+    return any(mark.args[0] == "sanitizer" for mark in definition.iter_markers("parametrize"))
+
+
+def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
+    if "sanitizer" not in getattr(getattr(item, "callspec", None), "params", {}):
+        return False
+    skipped = item.get_closest_marker("large") or (item.get_closest_marker("slow") and not config.getoption("--slow"))
+    return _wants_sanitizer(item) or not skipped
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if not metafunc.config.getoption("--san") or "run_sim" not in metafunc.fixturenames:
+        return
+    if not _wants_sanitizer(metafunc.definition) and not metafunc.definition.get_closest_marker("no_sanitizer"):
+        metafunc.parametrize("sanitizer", list(sanitize.KINDS), indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--san"):
+        chosen = [item for item in items if _under_sanitizer(item, config)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+        return
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="longer member: run with --slow (scripts/test --ci)"))
@@ -52,9 +84,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # --- where things are ---------------------------------------------------------------------------------------------
 
 
-def _part(variable: str, *parts: str) -> Path:
+@pytest.fixture(scope="session")
+def sanitizer(request: pytest.FixtureRequest) -> sanitize.Sanitizer | None:
+    """The sanitizer whose build of the native parts is under test, None for the plain ones. See sanitize.py.
+
+    Tests that always want one say `@pytest.mark.parametrize("sanitizer", ["address", "thread"], indirect=True)`.
+    """
+    kind = getattr(request, "param", None)
+    if not kind:
+        return None
+    folder = request.config.cache.mkdir(f"sanitizer-{kind}")
+    try:
+        return sanitize.build(kind, folder, request.getfixturevalue("cuda_include"), shutil.which("cmake"))
+    except sanitize.Unavailable as why:
+        if request.config.getoption("--san"):
+            pytest.fail(str(why), pytrace=False)
+        pytest.skip(str(why))
+
+
+def _part(sanitizer: sanitize.Sanitizer | None, variable: str, *parts: str) -> Path:
     override = os.environ.get(f"SPILLSHIM_TEST_{variable}")
-    if override:
+    if sanitizer:
+        path = sanitizer.native.joinpath(*parts)
+    elif override:
         path = Path(override).resolve()
     elif os.environ.get("SPILLSHIM_TEST_NATIVE"):
         path = Path(os.environ["SPILLSHIM_TEST_NATIVE"]).resolve().joinpath(*parts)
@@ -70,15 +122,15 @@ def _part(variable: str, *parts: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def native_dir() -> Path:
+def native_dir(sanitizer: sanitize.Sanitizer | None) -> Path:
     """The folder that holds libspillshim.so, spillshim-probe, sim/ and demo/."""
-    return _part("LIBRARY", "libspillshim.so").parent
+    return _part(sanitizer, "LIBRARY", "libspillshim.so").parent
 
 
 @pytest.fixture(scope="session")
-def libspillshim() -> Path:
+def libspillshim(sanitizer: sanitize.Sanitizer | None) -> Path:
     """The library under test."""
-    return _part("LIBRARY", "libspillshim.so")
+    return _part(sanitizer, "LIBRARY", "libspillshim.so")
 
 
 @pytest.fixture(scope="session")
@@ -90,25 +142,25 @@ def preloadable(libspillshim: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def probe_path() -> Path:
-    return _part("PROBE", "spillshim-probe")
+def probe_path(sanitizer: sanitize.Sanitizer | None) -> Path:
+    return _part(sanitizer, "PROBE", "spillshim-probe")
 
 
 @pytest.fixture(scope="session")
-def sim_dir() -> Path:
+def sim_dir(sanitizer: sanitize.Sanitizer | None) -> Path:
     """The folder of the simulated driver, NVML, CUDA runtimes and cuBLAS."""
-    return _part("SIM", "sim")
+    return _part(sanitizer, "SIM", "sim")
 
 
 @pytest.fixture(scope="session")
-def sim_include() -> Path:
+def sim_include(sanitizer: sanitize.Sanitizer | None) -> Path:
     """The folder of simk.h."""
-    return _part("SIM_INCLUDE", "sim", "include")
+    return _part(sanitizer, "SIM_INCLUDE", "sim", "include")
 
 
 @pytest.fixture(scope="session")
-def demo_dir() -> Path:
-    return _part("DEMO", "demo")
+def demo_dir(sanitizer: sanitize.Sanitizer | None) -> Path:
+    return _part(sanitizer, "DEMO", "demo")
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +182,7 @@ def cuda_include() -> Path:
 
 # --- a clean environment ------------------------------------------------------------------------------------------
 
-_OURS = ("SPILLSHIM_", "SIMGPU_", "CUDA_", "LD_", "ASAN_", "TSAN_")
+_OURS = ("SPILLSHIM_", "SIMGPU_", "CUDA_", "LD_", "ASAN_", "LSAN_", "TSAN_", "UBSAN_")
 
 
 @pytest.fixture
@@ -176,7 +228,16 @@ class SimRunner:
     Calls in one test share the machine (its VRAM and RAM budgets) unless they name another with sim={"NAME": ...}.
     """
 
-    def __init__(self, library: Path, sim: Path, base_env: Mapping[str, str], tmp_path: Path) -> None:
+    def __init__(
+        self,
+        library: Path,
+        sim: Path,
+        base_env: Mapping[str, str],
+        tmp_path: Path,
+        sanitizer: sanitize.Sanitizer | None = None,
+    ) -> None:
+        self.sanitizer = sanitizer
+        self.reports = tmp_path / "sanitizer"
         self.library = library
         self.sim = sim
         self.base_env = dict(base_env)
@@ -204,7 +265,16 @@ class SimRunner:
             made["LD_PRELOAD"] = str(self.library)
             made["SPILLSHIM_STATS"] = str(self.stats_file)
         made.update(env or {})
+        if self.sanitizer:
+            self.reports.mkdir(exist_ok=True)
+            made = self.sanitizer.environment(made, self.reports)
         return made
+
+    def check(self, shown: object = "") -> None:
+        """Fails the test when a sanitizer has reported anything since the last look."""
+        found = self.sanitizer.reports(self.reports) if self.sanitizer else []
+        if found:
+            pytest.fail("\n\n".join([*found, str(shown)]), pytrace=False)
 
     def start(
         self, argv: Sequence[str | Path], *, cwd: Path | None = None, stdin: int | None = subprocess.DEVNULL, **how: Any
@@ -235,7 +305,9 @@ class SimRunner:
             pytest.fail(
                 f"{process.args} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}", pytrace=False
             )
-        return Result(list(map(str, process.args)), process.returncode, out, err, read_stats(self.stats_file))
+        result = Result(list(map(str, process.args)), process.returncode, out, err, read_stats(self.stats_file))
+        self.check(result)
+        return result
 
     def __call__(
         self, argv: Sequence[str | Path], *, timeout: float = 60, input: str | None = None, **how: Any
@@ -263,13 +335,20 @@ class SimRunner:
 
 
 @pytest.fixture
-def run_sim(preloadable: Path, sim_dir: Path, clean_env: dict[str, str], tmp_path: Path):
+def run_sim(
+    preloadable: Path,
+    sim_dir: Path,
+    clean_env: dict[str, str],
+    tmp_path: Path,
+    sanitizer: sanitize.Sanitizer | None,
+):
     """`run_sim(argv, vram="1G", ram="4G", shim=True, env={}, sim={}, timeout=60)` -> Result. See SimRunner."""
     from spillshim import native
 
-    runner = SimRunner(preloadable, native.loader_safe(sim_dir), clean_env, tmp_path)
+    runner = SimRunner(preloadable, native.loader_safe(sim_dir), clean_env, tmp_path, sanitizer)
     yield runner
     runner.close()
+    runner.check()
 
 
 @pytest.fixture
