@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNELS = HERE.parent / "gpu"  # facts.ptx, params.ptx and the sources of both
 DOUBTS = ROOT / "csrc" / "simgpu" / "doubt.def"
-SIM = {"SIMGPU_VRAM": "4G", "SIMGPU_RAM": "4G"}
+SIM = {"SIMGPU_VRAM": "4G", "SIMGPU_RAM": "4G", "SIMGPU_DEVICES": "2"}
 # Everything that can be is managed by the shim, in the smallest chunks, so that the tests meet it and not the driver behind it.
 SHIM = {"SPILLSHIM_MANAGED_MIN": "1", "SPILLSHIM_CHUNK": "2M", "SPILLSHIM_SPILL_CHUNK": "2M", "SPILLSHIM_QUIET": "1"}
 VRAM_NEEDED = 2 << 30  # bytes free; the tests take at most half of it

@@ -231,6 +231,34 @@ class Gate:
         self._event.set()
 
 
+def new_context():
+    """A context of its own, current on this thread."""
+    context = C.c_void_p()
+    if version() >= 12050:
+        call("cuCtxCreate_v4", C.byref(context), None, C.c_uint(0), C.c_int(0))
+    else:
+        call("cuCtxCreate_v2", C.byref(context), C.c_uint(0), C.c_int(0))
+    return context
+
+
+def in_a_thread(work):
+    """What work() answers on a thread of its own, on which no context is current."""
+    out = []
+
+    def run():
+        try:
+            out.append(work())
+        except BaseException as error:
+            out.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(out[0], BaseException):
+        raise out[0]
+    return out[0]
+
+
 # --- waiting ------------------------------------------------------------------------------------------------------
 
 

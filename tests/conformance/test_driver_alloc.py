@@ -2,7 +2,7 @@
 """Plain, pinned, managed and stream-ordered memory: how much is taken, what may be freed, and when it is given back."""
 
 import pytest
-from conform import belief, lacks, pick, real, saw, shim_differs
+from conform import belief, lacks, own_process, pick, real, saw, shim_differs
 from cudaclient import *  # noqa: F403
 
 BIG = 64 * MIB
@@ -175,6 +175,28 @@ def test_managed_memory_may_exceed_vram():
     pick("alloc.managed_may_exceed_vram", result, OK, OOM)
 
 
+@belief("alloc.free_any_context")
+@own_process
+def test_free_from_another_context():
+    start()
+    p, q = alloc(MIB), alloc(MIB)
+    new_context()
+    elsewhere = free(p, want=ANY)
+    nowhere = in_a_thread(lambda: free(q, want=ANY))
+    pick("alloc.free_any_context", (elsewhere, nowhere), (OK, INVALID_CONTEXT), (OK, OK))
+
+
+@belief("alloc.stale_access_faults")
+@own_process
+def test_work_on_memory_that_was_freed():
+    start()
+    p = alloc(256 * MIB)
+    f = kernel("xp_fill")
+    free(p)
+    launch(f, p, 1000, 1)
+    pick("alloc.stale_access_faults", call("cuCtxSynchronize", want=ANY), ILLEGAL_ADDRESS)
+
+
 # --- stream-ordered -----------------------------------------------------------------------------------------------
 
 
@@ -277,6 +299,18 @@ def test_plain_free_of_stream_ordered_memory():
     call("cuStreamSynchronize", s)  # such a free waits for nothing
     free(p)
     free(p, want=INVALID)
+
+
+@belief("alloc.pool_free_no_wait")
+@own_process
+def test_plain_free_of_stream_ordered_memory_in_use():
+    start()
+    s = stream()
+    p = allocated(MIB, s)
+    gate = Gate().close(s)
+    call("cuMemsetD8Async", p, C.c_ubyte(1), MIB, s)
+    waited, _ = waits(lambda: free(p), gate)
+    saw("alloc.pool_free_no_wait", None if waited else 0, "waited for the work" if waited else "returned at once")
 
 
 def test_stream_ordered_memory_is_freed_once():

@@ -135,6 +135,46 @@ def test_the_legacy_stream_beside_a_capture():
     pick("capture.legacy_implicit", (got, broken, free_of_it), (CAPTURE_IMPLICIT, CAPTURE_INVALIDATED, OK))
 
 
+@belief("capture.event_query_unsafe")
+def test_asking_for_an_event_outside_during_a_capture():
+    e = event()
+    call("cuEventRecord", e, stream())
+    call("cuEventSynchronize", e)
+    seen = [during_capture(name, lambda *_: (e,)) for name in ("cuEventQuery", "cuEventSynchronize")]
+    pick("capture.event_query_unsafe", seen, [(CAPTURE_UNSUPPORTED, False)] * 2, [(OK, True)] * 2)
+
+
+def node_kinds(graph):
+    nodes, count, kinds = (C.c_void_p * 8)(), C.c_size_t(8), []
+    call("cuGraphGetNodes", graph, nodes, C.byref(count))
+    for node in nodes[: count.value]:
+        kind = C.c_int()
+        call("cuGraphNodeGetType", C.c_void_p(node), C.byref(kind))
+        kinds.append(kind.value)
+    return sorted(kinds)
+
+
+@belief("capture.external_events")
+def test_external_events_become_nodes():
+    e, s, outside = event(), stream(), stream()
+    refused = [call("cuEventRecordWithFlags", e, outside, C.c_uint(1), want=ANY), call("cuStreamWaitEvent", outside, e, C.c_uint(1), want=ANY)]
+    begin(s)
+    call("cuEventRecordWithFlags", e, s, C.c_uint(1))
+    call("cuStreamWaitEvent", s, e, C.c_uint(1))
+    pick("capture.external_events", (refused, node_kinds(end(s))), ([INVALID] * 2, [6, 7]))
+
+
+@belief("capture.mem_nodes")
+def test_stream_ordered_memory_becomes_nodes():
+    s, p, outside = stream(), C.c_uint64(), C.c_uint64()
+    call("cuMemAllocAsync", C.byref(outside), 4096, s)
+    begin(s)
+    call("cuMemAllocAsync", C.byref(p), 4096, s)
+    refused = call("cuMemFreeAsync", outside, s, want=ANY)
+    call("cuMemFreeAsync", p, s)
+    pick("capture.mem_nodes", (refused, node_kinds(end(s))), (INVALID, [10, 11]))
+
+
 def test_work_is_recorded_and_not_done():
     p, s = alloc(4096), stream()
     fill(p, 1, 4096)

@@ -125,6 +125,80 @@ def test_an_event_of_the_whole_context():
     pick("order.ctx_record_event", (covered, waited), (True, False))
 
 
+@belief("order.ctx_wait_event")
+def test_a_context_waits_for_an_event():
+    if version() < 12050:
+        lacks("cuCtxWaitEvent came with 12.5")
+    context, e, s, before = C.c_void_p(), event(), stream(), stream()
+    call("cuCtxGetCurrent", C.byref(context))
+    gate = Gate().close(s)
+    call("cuEventRecord", e, s)
+    call("cuCtxWaitEvent", context, e)
+    p, later = alloc(4096), stream()
+    for each in (before, later):
+        call("cuMemsetD8Async", p, C.c_ubyte(1), 16, each)
+    held = [not done(before), not done(later)]
+    gate.open()
+    call("cuCtxSynchronize")
+    pick("order.ctx_wait_event", held, [True, True])
+
+
+@belief("order.memops")
+def test_streams_write_and_wait_for_words():
+    s, p = stream(), alloc(4096)
+    word = C.c_uint32.from_address(pinned(4, 2))
+    word.value = 0
+    call("cuStreamWriteValue32_v2", s, p, C.c_uint32(77), C.c_uint(0))
+    call("cuStreamWaitValue32_v2", s, C.addressof(word), C.c_uint32(5), C.c_uint(1))  # until it equals
+    call("cuStreamWriteValue32_v2", s, p + 4, C.c_uint32(78), C.c_uint(0))
+    held = not done(s)
+    word.value = 5
+    call("cuStreamSynchronize", s)
+    unaligned = call("cuStreamWriteValue32_v2", s, p + 1, C.c_uint32(1), C.c_uint(0), want=ANY)
+    pick("order.memops", (held, read(p, 8), unaligned), (True, bytes([77, 0, 0, 0, 78, 0, 0, 0]), INVALID))
+
+
+@belief("order.memops_v1")
+def test_the_first_form_of_memory_operations():
+    s, p = stream(), alloc(4096)
+    seen = (call("cuStreamWriteValue32", s, p, C.c_uint32(1), C.c_uint(0), want=ANY), attribute(92), attribute(94))
+    pick("order.memops_v1", seen, (NOT_SUPPORTED, 0, 0), (OK, 1, 1))
+
+
+@belief("order.host_functions_call_nothing")
+@own_process
+def test_a_host_function_that_calls_the_driver():
+    start()
+    s, seen, count = stream(), [], C.c_int()
+    ask = HOST_FN(lambda _: seen.append(cu.cuDeviceGetCount(C.byref(count))))
+    cu.cuDeviceGetCount(C.byref(count))  # looked up before: the loader is no place for a stream's thread
+    call("cuLaunchHostFunc", s, ask, None)
+    call("cuStreamSynchronize", s)
+    pick("order.host_functions_call_nothing", seen, [NOT_PERMITTED], [OK])
+
+
+CALLBACK = C.CFUNCTYPE(None, C.c_void_p, C.c_int, C.c_void_p)
+
+
+@belief("order.callback_after_fault")
+@own_process
+def test_callbacks_and_host_functions_after_a_fault():
+    start()
+    s, called, ran = stream(), [], []
+    callback, function = CALLBACK(lambda _, status, __: called.append(status)), HOST_FN(lambda _: ran.append(1))
+    base = reserve(GRANULE)
+    gate = Gate().close(s)
+    launch(kernel("xp_fill"), base, GRANULE // 8, 1, stream=s)
+    call("cuStreamAddCallback", s, callback, None, C.c_uint(0))
+    call("cuLaunchHostFunc", s, function, None)
+    gate.open()
+    call("cuStreamSynchronize", s, want=ILLEGAL_ADDRESS)
+    until = time.monotonic() + 5
+    while not called and time.monotonic() < until:
+        time.sleep(0.001)
+    pick("order.callback_after_fault", (called, ran), ([ILLEGAL_ADDRESS], []))
+
+
 def test_host_functions_run_in_their_place():
     p, s, seen, out = alloc(4096), stream(), [], pinned(16)
     note = HOST_FN(lambda _: seen.append(C.string_at(out, 1)))

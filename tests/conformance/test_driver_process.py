@@ -2,7 +2,7 @@
 """Contexts, threads and processes: who may call, and what is left when something ends."""
 
 import pytest
-from conform import belief, own_process, pick, saw
+from conform import belief, lacks, own_process, pick, saw
 from cudaclient import *  # noqa: F403
 
 
@@ -10,33 +10,6 @@ def current():
     context = C.c_void_p()
     call("cuCtxGetCurrent", C.byref(context))
     return context
-
-
-def new_context():
-    """A context of its own, current on this thread."""
-    context = C.c_void_p()
-    if version() >= 12050:
-        call("cuCtxCreate_v4", C.byref(context), None, C.c_uint(0), C.c_int(0))
-    else:
-        call("cuCtxCreate_v2", C.byref(context), C.c_uint(0), C.c_int(0))
-    return context
-
-
-def in_a_thread(work):
-    out = []
-
-    def run():
-        try:
-            out.append(work())
-        except BaseException as error:
-            out.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if isinstance(out[0], BaseException):
-        raise out[0]
-    return out[0]
 
 
 @own_process
@@ -184,6 +157,24 @@ def test_each_thread_has_a_current_context_of_its_own():
         return True
 
     assert in_a_thread(other)
+
+
+@belief("copy.needs_own_grant")
+@own_process
+def test_memory_of_another_device_that_granted_nothing():
+    count, context = C.c_int(), C.c_void_p()
+    call("cuInit", C.c_uint(0))
+    call("cuDeviceGetCount", C.byref(count))
+    if count.value < 2:
+        lacks("one device only")
+    start()
+    base, _ = backed(DEVICE)
+    fill(base, 1, 16)
+    call("cuDevicePrimaryCtxRetain", C.byref(context), C.c_int(1))
+    call("cuCtxSetCurrent", context)
+    out = (C.c_ubyte * 16)()
+    result = call("cuMemcpyDtoH_v2", out, base, 16, want=ANY) or call("cuCtxSynchronize", want=ANY)
+    saw("copy.needs_own_grant", 1 if result == OK else 0, f"a copy by a device without a grant: {result}")
 
 
 def test_memory_of_another_context_is_reached():
