@@ -3,6 +3,8 @@
 
 The parts are those of the installed package; SPILLSHIM_TEST_NATIVE=FOLDER takes a folder of the same layout instead
 (`cmake --install BUILD --prefix X` makes X/spillshim), SPILLSHIM_TEST_{LIBRARY,PROBE,SIM,DEMO} single parts of it.
+SPILLSHIM_TEST_DOUBT=SEED (or ids) runs every program on a simulated GPU whose unconfirmed beliefs are held otherwise: the
+integration tests must pass with any; unit tests of the simulator itself need not.
 """
 
 from __future__ import annotations
@@ -259,6 +261,8 @@ class SimRunner:
         made = dict(self.base_env)
         made["LD_LIBRARY_PATH"] = str(self.sim)
         made.update(SIMGPU_VRAM=vram, SIMGPU_RAM=ram, SIMGPU_NAME=self.name)
+        if os.environ.get("SPILLSHIM_TEST_DOUBT"):
+            made["SIMGPU_DOUBT"] = os.environ["SPILLSHIM_TEST_DOUBT"]
         made.update({f"SIMGPU_{key}": str(value) for key, value in (sim or {}).items()})
         made["SPILLSHIM_STATE_DIR"] = str(self.state_dir)
         if shim:

@@ -11,14 +11,24 @@
 
 static _Thread_local struct sim_account *counting; /* of the launch that this thread runs */
 
+/* [locked] Pages are as open as anyone's grant made them; is this device kept out all the same? */
+static bool closed(const struct sim_map *m, CUcontext c)
+{
+    if (m->kind == SIM_MAP_VMM)
+        return !(m->devices >> c->device & 1);
+    return m->kind == SIM_MAP_DEVICE && m->device != c->device && !(c->peers >> m->device & 1);
+}
+
 /* The map of the driver that holds the address, or the gap between two. */
 static struct sim_place find(const struct sim_account *a, uint64_t p)
 {
     struct sim_place found = {0, UINT64_MAX, SIM_NOWHERE};
+    bool denied = false;
     sim_take();
     size_t i = sim_map_from(p);
     struct sim_map *m = sim_map_at(i), *before = i ? sim_map_at(i - 1) : NULL;
     if (m && p >= m->base) {
+        denied = closed(m, a->context);
         if (m->away == 1)
             m->away = a->id;
         found = (struct sim_place){m->base, m->base + m->size, m->in_ram || m->away == a->id ? SIM_IN_RAM : SIM_IN_VRAM};
@@ -27,6 +37,8 @@ static struct sim_place find(const struct sim_account *a, uint64_t p)
         found.end = m ? m->base : UINT64_MAX;
     }
     sim_give();
+    if (denied)
+        sim_fault();
     return found;
 }
 
@@ -42,9 +54,10 @@ void sim_touch(const void *address, size_t bytes)
     a->bytes[at->tier] += bytes;
 }
 
-void sim_account_begin(struct sim_account *a)
+void sim_account_begin(struct sim_account *a, CUcontext context)
 {
     memset(a, 0, sizeof *a);
+    a->context = context;
     a->id = sim_unique() + 1; /* 0 and 1 mean something else in sim_map.away */
     counting = a;
 }

@@ -183,11 +183,12 @@ struct sim_place { /* a range of addresses and the tier that a launch found it i
     int tier;
 };
 struct sim_account {
+    CUcontext context;
     uint64_t id;
     uint64_t bytes[SIM_NOWHERE + 1];     /* touched, per tier; the last: memory that is not the driver's */
     struct sim_place places[SIM_PLACES]; /* the last ones seen, direct-mapped by address */
 };
-void sim_account_begin(struct sim_account *a); /* this thread's launch starts */
+void sim_account_begin(struct sim_account *a, CUcontext context); /* this thread's launch starts */
 void sim_account_end(struct sim_account *a);   /* charge its simulated time to the running task */
 void sim_touch(const void *address, size_t bytes); /* told by accounting companions */
 

@@ -60,7 +60,7 @@ static CUresult run(void *arg)
     bool mirrored = l->function->module->mirrored;
     if (mirrored)
         pthread_mutex_lock(&mirror_lock);
-    sim_account_begin(&account);
+    sim_account_begin(&account, l->function->module->context);
     CUresult r = sim_guarded(run_body, l);
     sim_account_end(&account);
     if (mirrored)

@@ -39,6 +39,8 @@ CUresult sim_enqueue(CUstream stream, bool ptsz, struct sim_op op);
 /* True while the calling thread runs a simulated kernel or copy: device memory faults are then answered with
  * CUDA_ERROR_ILLEGAL_ADDRESS instead of killing the process. Runs `body(arg)`; returns 0 or CUDA_ERROR_ILLEGAL_ADDRESS. */
 CUresult sim_guarded(void (*body)(void *), void *arg);
+/* An access that the pages would allow and the device may not make: ends the guarded body as a fault does. No lock held. */
+void sim_fault(void);
 
 /* The calling thread's current context, or CUDA_ERROR_INVALID_CONTEXT / the context's sticky error. */
 CUresult sim_current(CUcontext *out);
