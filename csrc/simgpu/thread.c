@@ -87,7 +87,7 @@ static _Thread_local struct guard *guard;
 static struct sigaction old_segv, old_bus;
 static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
 
-static void on_fault(int sig, siginfo_t *info, void *context)
+void sim_fault(void)
 {
     struct guard *g = guard;
     if (g) {
@@ -95,6 +95,11 @@ static void on_fault(int sig, siginfo_t *info, void *context)
         sim_watch_jump(&g->watched);
         siglongjmp(g->back, 1);
     }
+}
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+    sim_fault();
     struct sigaction *old = sig == SIGBUS ? &old_bus : &old_segv;
     if (old->sa_flags & SA_SIGINFO) {
         old->sa_sigaction(sig, info, context);
@@ -115,15 +120,6 @@ static void arm(void)
     sigemptyset(&a.sa_mask);
     sigaction(SIGSEGV, &a, &old_segv);
     sigaction(SIGBUS, &a, &old_bus);
-}
-
-void sim_fault(void)
-{
-    sigjmp_buf *g = guard;
-    if (g) {
-        guard = NULL;
-        siglongjmp(*g, 1);
-    }
 }
 
 CUresult sim_guarded(void (*body)(void *), void *arg)
