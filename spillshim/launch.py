@@ -77,6 +77,11 @@ def simulated(env: Mapping[str, str], sim: Mapping[str, str]) -> dict[str, str]:
     folder = str(native.loader_safe(native.sim_dir()))
     others = [entry for entry in made.get("LD_LIBRARY_PATH", "").split(":") if entry and entry != folder]
     made["LD_LIBRARY_PATH"] = ":".join([folder, *others])
+    # A library with DT_RPATH, as PyTorch's, looks there first: only what is loaded already keeps NVIDIA's copies out.
+    present = split_preload(made.get("LD_PRELOAD", ""))
+    runtimes = [str(path) for path in native.sim_runtimes(Path(folder)) if str(path) not in present]
+    if present or runtimes:
+        made["LD_PRELOAD"] = ":".join([*present, *runtimes])
     # The card has no place in sysfs where the shim could read the rates of its link and memory.
     made.setdefault("SPILLSHIM_LINK_RATE", made.get("SIMGPU_LINK", simulation.keys()["link"].default))
     made.setdefault("SPILLSHIM_HBM_RATE", made.get("SIMGPU_HBM", simulation.keys()["hbm"].default))

@@ -101,6 +101,11 @@ def sim_dir() -> Path:
     return _required(_packaged("sim", "libcuda.so.1"), "the simulated driver").parent
 
 
+def sim_runtimes(folder: Path) -> list[Path]:
+    """The CUDA runtimes and cuBLAS libraries in the folder of the simulated driver."""
+    return sorted(path for path in folder.glob("libcu*.so.*") if not path.name.startswith("libcuda.so"))
+
+
 def sim_include() -> Path:
     """Folder with simk.h, for companion kernels."""
     return _required(_packaged("sim", "include", "simk.h"), "the header of companion kernels").parent

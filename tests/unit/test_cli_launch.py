@@ -172,3 +172,18 @@ def test_the_simulated_driver_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["LD_LIBRARY_PATH"] == f"{tmp_path}:/usr/local/cuda/lib64"
     assert made["SIMGPU_VRAM"] == "1G"
     assert made["SIMGPU_NAME"]
+    assert "LD_PRELOAD" not in made
+
+
+def test_the_simulated_runtimes_are_loaded_behind_the_shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library with DT_RPATH would find NVIDIA's otherwise. A run inside a run names them once."""
+    runtimes = [tmp_path / name for name in ("libcublas.so.13", "libcudart.so.12", "libcudart.so.13")]
+    for path in (*runtimes, tmp_path / "libcuda.so.1", tmp_path / "libnvidia-ml.so.1", tmp_path / "libspillshim.so"):
+        path.touch()
+    monkeypatch.setattr(native, "sim_dir", lambda: tmp_path)
+    monkeypatch.setattr(native, "library", lambda: tmp_path / "libspillshim.so")
+    settings = launch.Settings(sim={"SIMGPU_VRAM": "1G"})
+    outer = launch.environment({"LD_PRELOAD": "libjemalloc.so.2"}, settings)
+    wanted = [str(tmp_path / "libspillshim.so"), "libjemalloc.so.2", *map(str, runtimes)]
+    assert launch.split_preload(outer["LD_PRELOAD"]) == wanted
+    assert launch.split_preload(launch.environment(outer, settings)["LD_PRELOAD"]) == wanted
