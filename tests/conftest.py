@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
     config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
     config.addinivalue_line("markers", "no_sanitizer(reason): cannot run on a sanitizer's build, and why")
+    config.addinivalue_line("markers", "stubs(name, ...): run_sim may reach these unimplemented entries of the simulated driver")
 
 
 def _wants_sanitizer(definition: pytest.Item) -> bool:
@@ -247,6 +248,7 @@ class SimRunner:
         self.name = f"t{os.getpid()}-{uuid.uuid4().hex[:10]}"
         self.state_dir = tmp_path / "spillshim-state"
         self.stats_file = tmp_path / "stats.jsonl"
+        self.stub_log = tmp_path / "stubs-reached"
         self._started: list[subprocess.Popen[str]] = []
 
     def env(
@@ -260,7 +262,7 @@ class SimRunner:
         """The environment such a program gets. `env` wins over everything; sim={"HOST_VMM": "none"} sets SIMGPU_HOST_VMM."""
         made = dict(self.base_env)
         made["LD_LIBRARY_PATH"] = str(self.sim)
-        made.update(SIMGPU_VRAM=vram, SIMGPU_RAM=ram, SIMGPU_NAME=self.name)
+        made.update(SIMGPU_VRAM=vram, SIMGPU_RAM=ram, SIMGPU_NAME=self.name, SIMGPU_STUB_LOG=str(self.stub_log))
         if os.environ.get("SPILLSHIM_TEST_DOUBT"):
             made["SIMGPU_DOUBT"] = os.environ["SPILLSHIM_TEST_DOUBT"]
         made.update({f"SIMGPU_{key}": str(value) for key, value in (sim or {}).items()})
@@ -328,6 +330,10 @@ class SimRunner:
         except ProcessLookupError:
             pass
 
+    def stubs_reached(self) -> set[str]:
+        """Entries without a body that the programs of this test called: the driver, NVML or the runtime does not have them."""
+        return set(self.stub_log.read_text().split()) if self.stub_log.exists() else set()
+
     def close(self) -> None:
         for process in self._started:
             if process.poll() is None:
@@ -340,19 +346,28 @@ class SimRunner:
 
 @pytest.fixture
 def run_sim(
+    request: pytest.FixtureRequest,
     preloadable: Path,
     sim_dir: Path,
     clean_env: dict[str, str],
     tmp_path: Path,
     sanitizer: sanitize.Sanitizer | None,
 ):
-    """`run_sim(argv, vram="1G", ram="4G", shim=True, env={}, sim={}, timeout=60)` -> Result. See SimRunner."""
+    """`run_sim(argv, vram="1G", ram="4G", shim=True, env={}, sim={}, timeout=60)` -> Result. See SimRunner.
+
+    A test whose programs reach a stub of the simulated driver fails: what it says would hold of no GPU. Marked
+    @pytest.mark.stubs("cuMulticastCreate") it may reach those (and fails when it does not).
+    """
     from spillshim import native
 
     runner = SimRunner(preloadable, native.loader_safe(sim_dir), clean_env, tmp_path, sanitizer)
     yield runner
     runner.close()
     runner.check()
+    marks = request.node.iter_markers("stubs")
+    allowed = {name for mark in marks for name in mark.args}
+    if runner.stubs_reached() != allowed:
+        pytest.fail(f"stubs reached: {sorted(runner.stubs_reached())}, expected: {sorted(allowed)}", pytrace=False)
 
 
 @pytest.fixture

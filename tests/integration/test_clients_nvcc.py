@@ -45,23 +45,17 @@ def test_per_thread_default_streams(run_sim, cuda_program):  # noqa: F811
     assert spilled_bytes(spilled.stats) > 0
 
 
-def test_every_entry_that_it_calls_has_a_body(run_sim, program):
-    result = run_sim([program.program, *SHAPE], vram="1G", shim=False, sim={"STUB_LOG": "stubs"}).ok()
-    log = run_sim.tmp_path / "stubs"
-    assert not log.exists() or not log.read_text(), log.read_text()
-    assert "not implemented" not in result.stderr
-
-
 def test_runtime_answers(run_sim, cuda_program):  # noqa: F811
     """The runtime, call by call; a plugin with kernels that is opened and closed twice; with the shim in between, too."""
     program = cuda_program("runtime_api.cu")
     plugin = cuda_program("plugin_kernels.cu", "-shared", "-Xcompiler=-fPIC")
     for shim in (False, True):
-        result = run_sim([program.program, plugin.program], vram="1G", shim=shim, env=FINE, sim={"STUB_LOG": "stubs"}).ok()
+        result = run_sim([program.program, plugin.program], vram="1G", shim=shim, env=FINE).ok()
         assert result.stdout == "ok\n", str(result)
         assert "simgpu:" not in result.stderr, result.stderr
 
 
+@pytest.mark.stubs("cudaDeviceFlushGPUDirectRDMAWrites")
 def test_an_entry_without_a_body_names_itself(run_sim, cuda_program, tmp_path):  # noqa: F811
     source = tmp_path / "stub.cu"
     source.write_text(
@@ -69,7 +63,7 @@ def test_an_entry_without_a_body_names_itself(run_sim, cuda_program, tmp_path): 
         "cudaFlushGPUDirectRDMAWritesTargetCurrentDevice, cudaFlushGPUDirectRDMAWritesToOwner);\n"
         'printf("%d %d\\n", e, (int)cudaGetLastError()); }\n#endif\n#include "simk.h"\n'
     )
-    result = run_sim([cuda_program(source).program], shim=False, sim={"STUB_LOG": "stubs"}).ok()
+    result = run_sim([cuda_program(source).program], shim=False).ok()
     assert result.stdout == "801 801\n"
     assert "cudaDeviceFlushGPUDirectRDMAWrites is not implemented" in result.stderr
-    assert (tmp_path / "stubs").read_text() == "cudaDeviceFlushGPUDirectRDMAWrites\n"
+    assert run_sim.stub_log.read_text() == "cudaDeviceFlushGPUDirectRDMAWrites\n"

@@ -24,6 +24,7 @@ def simgpu(run_sim):
     run.name = run_sim.name
     run.env = run_sim.env
     run.tmp_path = run_sim.tmp_path
+    run.stub_log = run_sim.stub_log
     return run
 
 

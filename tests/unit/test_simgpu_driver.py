@@ -101,15 +101,15 @@ def test_private_tables_are_refused(simgpu):
     """)
 
 
-def test_stub_names_itself_once(simgpu, tmp_path):
-    log = tmp_path / "stubs"
+@pytest.mark.stubs("cuTexRefCreate", "cuGraphicsUnregisterResource")
+def test_stub_names_itself_once(simgpu):
     result = drive(simgpu, """
         start()
         for _ in range(3):
             call("cuTexRefCreate", None, want=NOT_SUPPORTED)
         call("cuGraphicsUnregisterResource", None, want=NOT_SUPPORTED)
-    """, STUB_LOG=str(log))
-    assert log.read_text().split() == ["cuTexRefCreate", "cuGraphicsUnregisterResource"]
+    """)
+    assert simgpu.stub_log.read_text().split() == ["cuTexRefCreate", "cuGraphicsUnregisterResource"]
     assert result.stderr.count("cuTexRefCreate is not implemented") == 1
 
 

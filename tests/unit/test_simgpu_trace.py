@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from simgpu_driver import drive, simgpu  # noqa: F401  (a fixture)
 
 
@@ -47,12 +48,13 @@ def test_the_stream_is_the_one_that_the_call_names(simgpu):  # noqa: F811
     assert [words[3] for words in last] == ["?", "?", "-", "-"]
 
 
+@pytest.mark.stubs("cuTexRefCreate")
 def test_a_failure_has_a_line_of_its_own(simgpu):  # noqa: F811
     lines, _ = traced(simgpu, """
         call("cuMemFree_v2", 4096, want=NOT_INITIALIZED)
         start()
         free(4096, want=INVALID)
-        call("cuMulticastCreate", None, None, want=NOT_SUPPORTED)
+        call("cuTexRefCreate", None, want=NOT_SUPPORTED)
     """)
     assert [words[4:] for words in lines] == [
         ["cuMemFree_v2"],
@@ -62,8 +64,8 @@ def test_a_failure_has_a_line_of_its_own(simgpu):  # noqa: F811
         ["cuCtxSetCurrent"],
         ["cuMemFree_v2"],
         ["cuMemFree_v2", "=", "INVALID_VALUE"],
-        ["cuMulticastCreate"],
-        ["cuMulticastCreate", "=", "NOT_SUPPORTED"],
+        ["cuTexRefCreate"],
+        ["cuTexRefCreate", "=", "NOT_SUPPORTED"],
     ]
 
 
