@@ -34,6 +34,18 @@ void sim_complain(const char *format, ...)
     (void)done; /* nobody to tell */
 }
 
+double sim_decimal(const char *text, char **end)
+{
+    double value = 0, unit = 1;
+    while (*text >= '0' && *text <= '9')
+        value = 10 * value + (*text++ - '0');
+    if (*text == '.')
+        for (text++; *text >= '0' && *text <= '9'; text++)
+            value += (unit /= 10) * (*text - '0');
+    *end = (char *)(uintptr_t)text;
+    return value;
+}
+
 static void bad(const char *var, const char *text, const char *want)
 {
     sim_complain("%s=%s is not valid: expected %s; initialisation fails", var, text, want);
@@ -98,7 +110,7 @@ static void parse_vmm(void)
     const char *at = config.vmm;
     for (int i = 0; i < SIM_VMM_COSTS; i++) {
         char *end = NULL;
-        double us = *at >= '0' && *at <= '9' ? strtod(at, &end) : -1;
+        double us = *at >= '0' && *at <= '9' ? sim_decimal(at, &end) : -1;
         if (us < 0 || us > 1e9 || *end != (i == SIM_VMM_COSTS - 1 ? 0 : '/')) {
             bad("SIMGPU_VMM", config.vmm, "five times in microseconds: create/map/access/unmap/reserve");
             return;

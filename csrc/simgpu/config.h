@@ -40,6 +40,9 @@ void sim_append(const char *path, const char *line, size_t n);
 /* A stub was called: it is named on stderr and in SIMGPU_STUB_LOG, once (stub_log.c). `library`: "driver" or "NVML". */
 void sim_stub_reached(const char *name, const char *library);
 
+/* A decimal number without sign or exponent, as the C locale writes it whatever the program's is. */
+double sim_decimal(const char *text, char **end);
+
 /* One line on stderr, "simgpu: ...", as a single write(2). */
 void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -142,7 +142,7 @@ static bool read_when(struct rule *r, const char *text)
         return false;
     if (drawn) {
         r->when = DRAWN;
-        r->share = strtod(text, &end);
+        r->share = sim_decimal(text, &end);
         if (*end != ':' || !isdigit((unsigned char)end[1]) || !(r->share >= 0 && r->share <= 1) || each)
             return false;
         r->seed = strtoull(end + 1, &end, 10);
