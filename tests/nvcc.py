@@ -69,6 +69,10 @@ def need_nvcc() -> Path:
     pytest.skip(message)
 
 
+def _simk() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(SIMK_INCLUDE.glob("simk*.h"))]
+
+
 @dataclass(frozen=True)
 class CudaProgram:
     program: Path
@@ -84,7 +88,7 @@ class Builder:
     def _folder(self, source: Path, *what: object) -> Path:
         nvcc = need_nvcc()
         version = subprocess.run([str(nvcc), "--version"], capture_output=True, check=True, timeout=60).stdout
-        parts = [source.read_bytes(), (SIMK_INCLUDE / "simk.h").read_bytes(), str(nvcc).encode(), version, repr(what).encode()]
+        parts = [source.read_bytes(), *_simk(), str(nvcc).encode(), version, repr(what).encode()]
         folder = self.cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -129,7 +133,7 @@ class Builder:
         """The kernels of a source as a companion; language "c" or "c++"."""
         path = PROGRAMS / source
         compiler = ["gcc", "-std=gnu11"] if language == "c" else ["g++", "-std=c++17"]
-        parts = [path.read_bytes(), (SIMK_INCLUDE / "simk.h").read_bytes(), repr((compiler, output)).encode()]
+        parts = [path.read_bytes(), *_simk(), repr((compiler, output)).encode()]
         folder = self.cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / output

@@ -29,8 +29,11 @@ static CUresult place_variables(struct CUmod_st *m)
 {
     const struct sim_image *image = m->image;
     uint64_t bytes = 0;
-    for (unsigned i = 0; i < image->variable_count; i++)
+    for (unsigned i = 0; i < image->variable_count; i++) {
         bytes += sim_round(image->variables[i].size, VARIABLE_ALIGN);
+        if (bytes > SIM_MAX_VARIABLE) /* each is at most that: no sum overflows */
+            return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     if (!bytes)
         return CUDA_SUCCESS;
     CUdeviceptr base;

@@ -28,6 +28,14 @@ struct elf {
     Elf64_Ehdr head; /* a copy: in a fatbin nothing is aligned for certain */
     const unsigned char *sections;
     struct sim_bytes names;
+    struct named *by_name; /* the sections that have one: a library's image has tens of thousands, asked for by name */
+    unsigned named;
+    uint64_t copied; /* bytes of initial values so far */
+};
+
+struct named {
+    const char *name;
+    unsigned index;
 };
 
 /* n bytes at `offset`, or NULL. */
@@ -121,16 +129,40 @@ static CUresult open_elf(struct sim_bytes file, struct elf *e)
     return CUDA_SUCCESS;
 }
 
-/* The section called prefix + name. */
+static int by_name(const void *a, const void *b)
+{
+    const struct named *x = a, *y = b;
+    int order = strcmp(x->name, y->name);
+    return order ? order : (x->index > y->index) - (x->index < y->index);
+}
+
+static bool index_sections(struct elf *e)
+{
+    Elf64_Shdr s;
+    if (!(e->by_name = malloc((e->head.e_shnum + 1u) * sizeof *e->by_name)))
+        return false;
+    for (unsigned i = 0; i < e->head.e_shnum; i++)
+        if (section(e, i, &s) && (e->by_name[e->named].name = string_at(e->names, s.sh_name)))
+            e->by_name[e->named++].index = i;
+    qsort(e->by_name, e->named, sizeof *e->by_name, by_name);
+    return true;
+}
+
+/* The first section called prefix + name. */
 static bool find_section(const struct elf *e, const char *prefix, const char *name, Elf64_Shdr *out)
 {
-    size_t n = strlen(prefix);
-    for (unsigned i = 0; i < e->head.e_shnum; i++) {
-        const char *s;
-        if (section(e, i, out) && (s = string_at(e->names, out->sh_name)) && !strncmp(s, prefix, n) && !strcmp(s + n, name))
-            return true;
+    size_t n = strlen(prefix), low = 0, high = e->named;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const char *s = e->by_name[middle].name;
+        int order = strncmp(prefix, s, n);
+        if ((order ? order : strcmp(name, s + n)) > 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return false;
+    return low < e->named && !strncmp(prefix, e->by_name[low].name, n) && !strcmp(name, e->by_name[low].name + n) &&
+           section(e, e->by_name[low].index, out);
 }
 
 /* Calls back for each .nv.info record with a payload. False: the section is cut off. */
@@ -247,7 +279,7 @@ static CUresult add_kernel(const struct elf *e, struct sim_image *image, const c
     return r;
 }
 
-static CUresult add_variable(const struct elf *e, struct sim_image *image, const char *symbol, const Elf64_Sym *sym)
+static CUresult add_variable(struct elf *e, struct sim_image *image, const char *symbol, const Elf64_Sym *sym)
 {
     Elf64_Shdr s;
     const char *in;
@@ -265,8 +297,10 @@ static CUresult add_variable(const struct elf *e, struct sim_image *image, const
     if (s.sh_type != SHT_NOBITS) {
         struct sim_bytes bytes;
         unsigned char *copy;
-        if (!section_bytes(e, &s, &bytes))
+        /* All values together are no more than the file, else many symbols share their bytes: a bomb. */
+        if (!section_bytes(e, &s, &bytes) || v->size > e->file.n - e->copied)
             return CUDA_ERROR_INVALID_IMAGE;
+        e->copied += v->size;
         if (!(copy = sim_image_alloc(image, v->size)))
             return CUDA_ERROR_OUT_OF_MEMORY;
         memcpy(copy, bytes.p + sym->st_value, v->size);
@@ -275,20 +309,17 @@ static CUresult add_variable(const struct elf *e, struct sim_image *image, const
     return CUDA_SUCCESS;
 }
 
-CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image)
+static CUresult parse(struct elf *e, struct sim_image *image)
 {
-    struct elf e;
-    CUresult r = open_elf(cubin, &e);
-    if (r)
-        return r;
+    CUresult r = CUDA_SUCCESS;
     /* ABI 8 moved the architecture one byte up. */
-    image->binary_version = (int)(e.head.e_ident[EI_ABIVERSION] >= 8 ? e.head.e_flags >> 8 & 0xff : e.head.e_flags & 0xff);
+    image->binary_version = (int)(e->head.e_ident[EI_ABIVERSION] >= 8 ? e->head.e_flags >> 8 & 0xff : e->head.e_flags & 0xff);
     image->ptx_version = image->binary_version;
     Elf64_Shdr table, text;
     struct sizes sizes = {image, {0}, {0}};
-    if (!find_section(&e, ".symtab", "", &table) || table.sh_entsize != sizeof(Elf64_Sym) ||
-        !section_bytes(&e, &table, &sizes.symbols) || !section(&e, table.sh_link, &text) ||
-        !section_bytes(&e, &text, &sizes.strings))
+    if (!find_section(e, ".symtab", "", &table) || table.sh_entsize != sizeof(Elf64_Sym) ||
+        !section_bytes(e, &table, &sizes.symbols) || !section(e, table.sh_link, &text) ||
+        !section_bytes(e, &text, &sizes.strings))
         return CUDA_ERROR_INVALID_IMAGE;
     for (size_t i = 0; i < sizes.symbols.n / sizeof(Elf64_Sym) && !r; i++) {
         Elf64_Sym s;
@@ -298,14 +329,24 @@ CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image)
         if (!name)
             r = CUDA_ERROR_INVALID_IMAGE;
         else if (type == STT_FUNC && (s.st_other & STO_ENTRY) && *name)
-            r = add_kernel(&e, image, name);
+            r = add_kernel(e, image, name);
         else if ((type == STT_OBJECT || type == STT_CUDA_OBJECT) && *name)
-            r = add_variable(&e, image, name, &s);
+            r = add_variable(e, image, name, &s);
     }
     sim_image_sort(image);
     struct sim_bytes info;
-    if (!r && find_section(&e, ".nv.info", "", &table) &&
-        (!section_bytes(&e, &table, &info) || !each_info(info, image_record, &sizes, &r)))
+    if (!r && find_section(e, ".nv.info", "", &table) &&
+        (!section_bytes(e, &table, &info) || !each_info(info, image_record, &sizes, &r)))
         r = CUDA_ERROR_INVALID_IMAGE;
+    return r;
+}
+
+CUresult sim_elf_parse(struct sim_bytes cubin, struct sim_image *image)
+{
+    struct elf e = {0};
+    CUresult r = open_elf(cubin, &e);
+    if (!r)
+        r = index_sections(&e) ? parse(&e, image) : CUDA_ERROR_OUT_OF_MEMORY;
+    free(e.by_name);
     return r;
 }

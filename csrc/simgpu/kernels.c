@@ -51,6 +51,7 @@ static bool usable(struct companion *c, void *handle)
             sim_complain("%s: a kernel without a dynamic symbol (static?) cannot be found; name it with SIM_KERNEL_SYMBOL", c->path);
     if (r->touch)
         *r->touch = sim_touch;
+    *r->stop = sim_guard_stop;
     c->registry = r;
     return true;
 }

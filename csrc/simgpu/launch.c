@@ -61,7 +61,7 @@ static CUresult run(void *arg)
     if (mirrored)
         pthread_mutex_lock(&mirror_lock);
     sim_account_begin(&account, l->function->module->context);
-    CUresult r = sim_guarded(run_body, l);
+    CUresult r = sim_guarded_kernel(run_body, l);
     sim_account_end(&account);
     if (mirrored)
         pthread_mutex_unlock(&mirror_lock);

@@ -7,6 +7,7 @@
 #include "launch.h"
 
 #include "code.h"
+#include "doubt.h"
 
 #define MAX_CLUSTER 8 /* blocks, without CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED; CUDA C++ Programming Guide, clusters */
 
@@ -53,16 +54,16 @@ static CUresult check_preferred(const CUlaunchAttributeValue *v, const CUDA_KERN
     return CUDA_SUCCESS; /* without effect */
 }
 
-static CUresult check_window(const CUaccessPolicyWindow *w, int most)
+static bool good_window(const CUaccessPolicyWindow *w, int most)
 {
-    bool good = w->num_bytes <= (size_t)most && w->hitRatio >= 0 && w->hitRatio <= 1 && (unsigned)w->hitProp <= CU_ACCESS_PROPERTY_PERSISTING &&
-                (unsigned)w->missProp <= CU_ACCESS_PROPERTY_STREAMING; /* not PERSISTING: cuda.h, CUaccessPolicyWindow */
-    return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return w->num_bytes <= (size_t)most && w->hitRatio >= 0 && w->hitRatio <= 1 && (unsigned)w->hitProp <= CU_ACCESS_PROPERTY_PERSISTING &&
+           (unsigned)w->missProp <= CU_ACCESS_PROPERTY_STREAMING; /* not PERSISTING: cuda.h, CUaccessPolicyWindow */
 }
 
+/* Of a hint, which changes nothing here. */
 static CUresult valid(bool good)
 {
-    return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return good || sim_doubt(SIM_DOUBT_LAUNCH_ATTRIBUTES) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 static CUresult check(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *all, unsigned count, unsigned i)
@@ -82,7 +83,7 @@ static CUresult check(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, con
     case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
         return valid((unsigned)v->clusterSchedulingPolicyPreference <= CU_CLUSTER_SCHEDULING_POLICY_RUBIN_DSMEM_LOCALITY);
     case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
-        return check_window(&v->accessPolicyWindow, device_attribute(f, CU_DEVICE_ATTRIBUTE_MAX_ACCESS_POLICY_WINDOW_SIZE));
+        return valid(good_window(&v->accessPolicyWindow, device_attribute(f, CU_DEVICE_ATTRIBUTE_MAX_ACCESS_POLICY_WINDOW_SIZE)));
     case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP: {
         int domains = device_attribute(f, CU_DEVICE_ATTRIBUTE_MEM_SYNC_DOMAIN_COUNT);
         return valid(v->memSyncDomainMap.default_ < domains && v->memSyncDomainMap.remote < domains);

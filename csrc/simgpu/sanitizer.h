@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What AddressSanitizer and ThreadSanitizer must hear when simulated device code is left by a longjmp out of a signal handler,
- * perhaps from a fiber's stack (simk.h). Called by sim_guarded (thread.c); empty in a plain build.
+ * perhaps from a fiber's stack (simk.h). Called by sim_guarded (guard.c); empty in a plain build.
  * Rules: nothing else in the driver may depend on a sanitizer.
  */
 #ifndef SIM_SANITIZER_H

@@ -36,9 +36,13 @@ struct sim_op {
  * (calls drop on failure). Source: cuda.h, stream synchronisation behaviour. */
 CUresult sim_enqueue(CUstream stream, bool ptsz, struct sim_op op);
 
-/* True while the calling thread runs a simulated kernel or copy: device memory faults are then answered with
- * CUDA_ERROR_ILLEGAL_ADDRESS instead of killing the process. Runs `body(arg)`; returns 0 or CUDA_ERROR_ILLEGAL_ADDRESS. */
+/* Runs `body(arg)`, code that touches device memory, such that its faults do not kill the process (guard.c). CUDA_SUCCESS,
+ * CUDA_ERROR_ILLEGAL_ADDRESS, or for kernels one of the other results of a fault (cuda.h, 714 to 719). */
 CUresult sim_guarded(void (*body)(void *), void *arg);
+/* The same for kernels: their stacks may overflow, so faults are handled on a stack of their own. */
+CUresult sim_guarded_kernel(void (*body)(void *), void *arg);
+/* Ends the guarded code that this thread runs with `result`, after a line on stderr. Given to companions. */
+void sim_guard_stop(int result, const char *why);
 /* An access that the pages would allow and the device may not make: ends the guarded body as a fault does. No lock held. */
 void sim_fault(void);
 

@@ -1,15 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Per-thread state (context stack, capture mode, per-thread default streams) and guarded execution.
+/* Per-thread state (context stack, capture mode, per-thread default streams).
  * Called by ctx.c, capture.c and whatever runs simulated device code.
- * Rules: a fault outside sim_guarded is not ours: it goes to the handler that was there before.
  */
 #define _GNU_SOURCE
 #include "doubt.h"
-#include "sanitizer.h"
 #include "state.h"
 
-#include <setjmp.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,65 +71,4 @@ void sim_call_host(CUhostFn fn, void *data)
         fn(data);
     else
         sim_call_back(fn, data);
-}
-
-/* ---- guarded execution */
-
-struct guard {
-    sigjmp_buf back;
-    struct sim_watched watched;
-};
-static _Thread_local struct guard *guard;
-static struct sigaction old_segv, old_bus;
-static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
-
-void sim_fault(void)
-{
-    struct guard *g = guard;
-    if (g) {
-        guard = NULL;
-        sim_watch_jump(&g->watched);
-        siglongjmp(g->back, 1);
-    }
-}
-
-static void on_fault(int sig, siginfo_t *info, void *context)
-{
-    sim_fault();
-    struct sigaction *old = sig == SIGBUS ? &old_bus : &old_segv;
-    if (old->sa_flags & SA_SIGINFO) {
-        old->sa_sigaction(sig, info, context);
-    } else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
-        old->sa_handler(sig);
-    } else { /* die of it as if we were not there: the access is repeated when we return */
-        struct sigaction plain = {.sa_handler = SIG_DFL};
-        sigaction(sig, &plain, NULL);
-        if (info->si_code <= 0)
-            raise(sig); /* sent by someone, nothing would be repeated */
-    }
-}
-
-static void arm(void)
-{
-    /* SA_NODEFER: we leave by longjmp without restoring a mask. SA_ONSTACK: an app may have given its threads one. */
-    struct sigaction a = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
-    sigemptyset(&a.sa_mask);
-    sigaction(SIGSEGV, &a, &old_segv);
-    sigaction(SIGBUS, &a, &old_bus);
-}
-
-CUresult sim_guarded(void (*body)(void *), void *arg)
-{
-    pthread_once(&guard_once, arm);
-    struct guard here, *volatile before = guard;
-    sim_watch_begin(&here.watched);
-    if (sigsetjmp(here.back, 0)) {
-        sim_watch_landed(&here.watched);
-        guard = before;
-        return CUDA_ERROR_ILLEGAL_ADDRESS;
-    }
-    guard = &here;
-    body(arg);
-    guard = before;
-    return CUDA_SUCCESS;
 }

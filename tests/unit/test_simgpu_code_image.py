@@ -262,6 +262,23 @@ def test_broken_ptx(run_sim, tmp_path, text):
     assert facts == {"library": INVALID_PTX, "module": INVALID_PTX}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "wanted"),
+    [
+        ([1 << 40], 2),  # more than there is
+        ([1 << 40] * 20, 2),
+        ([(1 << 40) + 1], INVALID_PTX),
+        ([1 << 63, 1 << 63], INVALID_PTX),  # would add up to nothing
+        ([(1 << 64) - 1], INVALID_PTX),
+    ],
+)
+def test_variables_of_absurd_sizes(run_sim, tmp_path, sizes, wanted):
+    declared = "".join(f".visible .global .align 8 .b8 v{i}[{size}];\n" for i, size in enumerate(sizes))
+    (tmp_path / "a.ptx").write_text(f".version 8.0\n.target sm_80\n{declared}.visible .entry k() {{ ret; }}\n")
+    facts, _ = run_script(run_sim, LOAD, tmp_path / "a.ptx")
+    assert facts["module"] == wanted  # a library is loaded into a context at its first use
+
+
 CORRUPT = """
 import mmap, random
 seed, rounds = int(sys.argv[2]), int(sys.argv[3])

@@ -11,13 +11,16 @@
  *     SIM_KERNEL_SYMBOL(twin, "twin$v2");        C++: under another name
  *     SIM_GLOBAL(table);                         a __device__ or __constant__ variable that the host reads or writes
  *
- * One launch runs on one host thread, block after block and thread after thread. __syncthreads() costs only those who call
- * it: the first caller of a block stays behind on its stack while a fresh one carries on with the next thread.
+ * One launch runs on one host thread, block after block and thread after thread. __syncthreads() and the warp intrinsics cost
+ * only those who call them: the first caller of a block stays behind on its stack while a fresh one carries on with the next
+ * thread. A kernel that can't go on (a barrier that not all reach, a failed assert) ends with the driver's sticky error.
+ * simk_math.h, simk_atomic.h and simk_warp.h hold the rest of the language.
  * Compiled with -DSIM_ACCOUNT -fsanitize=thread and linked without that sanitizer's library, a companion tells the driver of
  * every access, and the simulated clock charges the launch for it (simk_account.h):
  *     gcc -x c -std=gnu11 -O2 -fPIC -shared -DSIM_ACCOUNT -fsanitize=thread -nodefaultlibs ... app.cu -o app.simk.so -lm -lc
  * Rules: a kernel must be free of undefined CUDA behaviour (no barrier in diverged code that expects exited threads); there
- * are no warps, hence no warp intrinsics and no cooperative groups; a kernel that spins on another block never ends.
+ * are no cooperative groups; dynamic shared memory is declared with SIM_DYNAMIC_SHARED(type, name), because "extern
+ * __shared__" can't be said in C++; a kernel that spins on another block never ends.
  */
 #ifndef SIMK_H
 #define SIMK_H
@@ -33,7 +36,7 @@
 
 /* ---- what the driver reads: the only part that must stay binary compatible (SIMK_ABI) ---- */
 
-#define SIMK_ABI 2u
+#define SIMK_ABI 3u
 
 struct simk_dim {
     unsigned x, y, z;
@@ -63,12 +66,15 @@ struct simk_registry {
     struct simk_kernel *const *kernels, *const *kernels_end;
     struct simk_global *const *globals, *const *globals_end;
     void (**touch)(const void *address, size_t bytes); /* set by the driver; NULL: this companion does not account */
+    /* Set by the driver: ends the running kernel with a CUresult, after a line on stderr. Does not return. */
+    void (**stop)(int result, const char *why);
 };
 
 #ifndef SIMK_DRIVER /* the driver includes this header for the structs above only */
 
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -91,16 +97,22 @@ __attribute__((weak, visibility("hidden"))) void (*simk_touch)(const void *addre
 #define SIMK_TOUCH NULL
 #endif
 
+extern __attribute__((visibility("hidden"))) void (*simk_stop)(int result, const char *why);
+__attribute__((weak, visibility("hidden"))) void (*simk_stop)(int result, const char *why);
+
 /* The one symbol that the driver looks up. Weak, so that several objects of one companion may each include this header. */
 extern struct simk_registry simk_registry __attribute__((weak, visibility("default")));
 struct simk_registry simk_registry = {
     SIMK_ABI, __start_simk_kernels, __stop_simk_kernels, __start_simk_globals, __stop_simk_globals, SIMK_TOUCH,
+    &simk_stop,
 };
 #ifdef __cplusplus
 }
 #endif
 
 /* ---- the language ---- */
+
+#pragma GCC diagnostic ignored "-Wunknown-pragmas" /* "#pragma unroll" */
 
 /* Protected, not default: the program's own host stub has the same mangled name and must not take our kernel's place. */
 #define __global__ __attribute__((visibility("protected")))
@@ -124,10 +136,11 @@ struct simk_registry simk_registry = {
 #define __align__(n) __attribute__((aligned(n)))
 #define SIM_DYNAMIC_SHARED(type, name) type *const name = (type *)simk_self.shared
 
+typedef struct simk_dim uint3; /* what threadIdx is */
+#define SIMK_VECTOR3(type, name) typedef struct name##3 { type x, y, z; } name##3;
 #define SIMK_VECTOR(type, name, bytes) \
     typedef struct name##1 { type x; } name##1; \
     typedef struct __attribute__((aligned(2 * bytes))) name##2 { type x, y; } name##2; \
-    typedef struct name##3 { type x, y, z; } name##3; \
     typedef struct __attribute__((aligned(4 * bytes > 16 ? 16 : 4 * bytes))) name##4 { type x, y, z, w; } name##4;
 SIMK_VECTOR(signed char, char, 1)
 SIMK_VECTOR(unsigned char, uchar, 1)
@@ -140,11 +153,23 @@ SIMK_VECTOR(long long, longlong, 8)
 SIMK_VECTOR(unsigned long long, ulonglong, 8)
 SIMK_VECTOR(double, double, 8)
 #undef SIMK_VECTOR
+SIMK_VECTOR3(signed char, char)
+SIMK_VECTOR3(unsigned char, uchar)
+SIMK_VECTOR3(short, short)
+SIMK_VECTOR3(unsigned short, ushort)
+SIMK_VECTOR3(int, int)
+SIMK_VECTOR3(float, float)
+SIMK_VECTOR3(long long, longlong)
+SIMK_VECTOR3(unsigned long long, ulonglong)
+SIMK_VECTOR3(double, double)
+#undef SIMK_VECTOR3
 
 #ifdef __cplusplus
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+    constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+    constexpr operator uint3() const { return uint3{x, y, z}; }
 };
 #else
 typedef struct simk_dim dim3;
@@ -152,6 +177,8 @@ typedef struct simk_dim dim3;
 
 /* ---- running threads ---- */
 
+#define SIMK_LAUNCH_FAILED 719 /* CUresult */
+#define SIMK_ASSERT 710
 #define SIMK_STACK ((size_t)128 << 10)
 #define SIMK_MAX_THREADS 1024u
 
@@ -184,6 +211,19 @@ struct simk_fiber {
     const void *bottom; /* ASan: the stack's bounds */
     size_t size;
 #endif
+    unsigned thread; /* its number in the block, while it waits */
+};
+
+/* What a thread of a warp that waits for others brought, and what it takes home. */
+struct simk_lane {
+    struct simk_fiber *fiber;
+    unsigned mask, op;
+    int from; /* the lane whose value it asks for */
+    unsigned long long value, result;
+};
+struct simk_warp {
+    struct simk_lane lane[32];
+    unsigned waiting, gone; /* bit per lane; gone: has returned, or never was */
 };
 
 /* The fibers of one launch: created at its first barrier, kept for the next launch that needs some. */
@@ -192,9 +232,10 @@ struct simk_pool {
     struct simk_fiber fiber[SIMK_MAX_THREADS + 1];
     unsigned made, spare_count, live;
     struct simk_fiber *spare[SIMK_MAX_THREADS + 1];
-    /* Those that may go on, and those that wait at the barrier; in order of arrival, so that a run is repeatable. */
-    struct simk_fiber *ready[SIMK_MAX_THREADS + 1], *waiting[SIMK_MAX_THREADS + 1];
-    unsigned ready_at, ready_count, waiting_count;
+    /* Those that may go on (a ring), and those that wait at the barrier; in order of arrival, so that a run is repeatable. */
+    struct simk_fiber *ready[2 * SIMK_MAX_THREADS], *waiting[SIMK_MAX_THREADS + 1];
+    unsigned ready_at, ready_end, waiting_count; /* the first two count on and on */
+    struct simk_warp warp[SIMK_MAX_THREADS / 32];
 #ifdef SIMK_ASAN
     struct simk_fiber *left; /* who was left in the newest switch */
 #endif
@@ -204,6 +245,7 @@ struct simk_state {
     struct simk_dim thread, block_index, block, grid;
     int exhausted; /* every thread of the block has been started */
     int vote;      /* accumulator of the __syncthreads_*() forms */
+    int warps;     /* a thread of this block has used a warp intrinsic: pool->warp is valid */
     void *shared;
     void (*threads)(const void *params);
     const void *params;
@@ -225,8 +267,15 @@ __attribute__((weak, visibility("hidden"))) char simk_pools_lock;
 #define gridDim (simk_self.grid)
 #define warpSize 32
 
+static inline unsigned simk_number(const struct simk_state *s)
+{
+    return s->thread.x + s->block.x * (s->thread.y + s->block.y * s->thread.z);
+}
+
+static __attribute__((noinline, unused)) void simk_warp_leave(void);
+
 /* Go to the block's next thread; 0 when there is none. */
-static inline int simk_step(void)
+static inline int simk_advance(void)
 {
     struct simk_state *s = &simk_self;
     if (__builtin_expect(s->exhausted, 0))
@@ -241,6 +290,14 @@ static inline int simk_step(void)
         return 1;
     s->exhausted = 1;
     return 0;
+}
+
+/* The same when the current thread has returned. */
+static inline int simk_step(void)
+{
+    if (__builtin_expect(simk_self.warps, 0))
+        simk_warp_leave();
+    return simk_advance();
 }
 
 static inline struct simk_pool *simk_pool_take(void)
@@ -286,17 +343,25 @@ static inline void simk_swap(struct simk_pool *p, struct simk_fiber *from, struc
     (void)p;
 }
 
+static inline void simk_ready(struct simk_pool *p, struct simk_fiber *f)
+{
+    p->ready[p->ready_end++ % (2 * SIMK_MAX_THREADS)] = f;
+}
+
 /* Leave `from` for whoever may run next. With nobody ready, the barrier is complete: all that wait become ready. */
 static inline void simk_switch(struct simk_fiber *from)
 {
     struct simk_pool *p = simk_self.pool;
-    if (p->ready_at == p->ready_count) {
-        memcpy(p->ready, p->waiting, p->waiting_count * sizeof p->ready[0]);
-        p->ready_at = 0;
-        p->ready_count = p->waiting_count;
+    if (p->ready_at == p->ready_end) {
+        if (simk_self.warps)
+            for (unsigned w = 0; w < SIMK_MAX_THREADS / 32; w++)
+                if (p->warp[w].waiting)
+                    simk_stop(SIMK_LAUNCH_FAILED, "threads of a warp wait for some of their mask that never come");
+        for (unsigned i = 0; i < p->waiting_count; i++)
+            simk_ready(p, p->waiting[i]);
         p->waiting_count = 0;
     }
-    struct simk_fiber *to = p->ready_at < p->ready_count ? p->ready[p->ready_at++] : &p->fiber[0];
+    struct simk_fiber *to = p->ready_at != p->ready_end ? p->ready[p->ready_at++ % (2 * SIMK_MAX_THREADS)] : &p->fiber[0];
     if (to == from)
         return;
     simk_swap(p, from, to);
@@ -308,7 +373,7 @@ static __attribute__((noinline)) void simk_fiber_turn(void)
 {
     __asm__ volatile("" ::: "memory"); /* keeps the call: it has effects that the compiler cannot see */
     struct simk_fiber *me = simk_self.current;
-    if (simk_step())
+    if (simk_advance())
         simk_self.threads(simk_self.params);
     struct simk_pool *p = simk_self.pool;
     p->live--;
@@ -355,30 +420,45 @@ static inline struct simk_fiber *simk_fiber_new(struct simk_pool *p)
     return &p->fiber[p->made++];
 }
 
-/* A barrier of the block's threads; those that have returned count as arrived. */
-static __attribute__((noinline, unused)) void simk_barrier(void)
+static inline struct simk_pool *simk_pool(void)
 {
     struct simk_state *s = &simk_self;
-    struct simk_dim me = s->thread;
-    struct simk_pool *p = s->pool;
-    if (!p) {
-        p = s->pool = simk_pool_take();
-        p->live = p->ready_at = p->ready_count = p->waiting_count = 0;
+    if (!s->pool) {
+        struct simk_pool *p = s->pool = simk_pool_take();
+        p->live = p->ready_at = p->ready_end = p->waiting_count = 0;
         s->current = &p->fiber[0];
 #ifdef SIMK_TSAN
         p->fiber[0].watched = __tsan_get_current_fiber();
 #endif
     }
+    return s->pool;
+}
+
+/* The current fiber has put itself where it will be found; go on with the others until somebody makes it ready. */
+static __attribute__((noinline, unused)) void simk_wait(void)
+{
+    struct simk_state *s = &simk_self;
+    struct simk_pool *p = s->pool;
+    struct simk_dim me = s->thread;
     struct simk_fiber *f = s->current;
-    p->waiting[p->waiting_count++] = f;
     if (s->exhausted) {
         simk_switch(f);
-    } else {
+    } else { /* every thread starts before any goes on: so nothing that waits is resumed before the block is complete */
         struct simk_fiber *fresh = simk_fiber_new(p);
         p->live++;
         simk_swap(p, f, fresh);
     }
     s->thread = me;
+}
+
+/* A barrier of the block's threads; those that have returned count as arrived. */
+static __attribute__((noinline, unused)) void simk_barrier(void)
+{
+    struct simk_pool *p = simk_pool();
+    struct simk_fiber *f = simk_self.current;
+    f->thread = simk_number(&simk_self);
+    p->waiting[p->waiting_count++] = f;
+    simk_wait();
 }
 
 static __attribute__((unused)) void simk_run(const struct simk_launch *l, const void *params, void (*threads)(const void *))
@@ -402,6 +482,7 @@ static __attribute__((unused)) void simk_run(const struct simk_launch *l, const 
                 s->thread.x = s->thread.y = s->thread.z = 0;
                 s->exhausted = 0;
                 s->vote = 0;
+                s->warps = 0;
                 threads(params);
                 while (s->pool && s->pool->live) /* other threads of the block are still at a barrier */
                     simk_switch(&s->pool->fiber[0]);
@@ -428,7 +509,23 @@ static inline int simk_vote(int one, int count)
 #define __threadfence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_block() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_system() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-#define __ldg(p) (*(p))
+#define __trap() __builtin_trap()
+
+/* A failed assert() of <assert.h> ends the kernel, not the process. */
+#ifdef __cplusplus
+extern "C"
+#endif
+__attribute__((weak, visibility("hidden"), noreturn)) void simk_assert_fail(const char *what, const char *file, unsigned line,
+                                                                           const char *function) __asm__("__assert_fail");
+__attribute__((weak, visibility("hidden"), noreturn)) void simk_assert_fail(const char *what, const char *file, unsigned line,
+                                                                           const char *function)
+{
+    char text[512];
+    snprintf(text, sizeof text, "%s:%u: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.", file, line, function,
+             blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, what);
+    simk_stop(SIMK_ASSERT, text);
+    __builtin_unreachable();
+}
 /* The simulated GPU's clock runs at 1 GHz (CU_DEVICE_ATTRIBUTE_CLOCK_RATE), in real time. */
 static inline long long clock64(void)
 {
@@ -437,96 +534,9 @@ static inline long long clock64(void)
     return (long long)t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
-/* ---- atomics: real ones, because kernels of other streams run on other host threads ---- */
-
-#define SIMK_ATOMIC_FLOAT(name, type, bits, expression) \
-    static inline type name(type *p, type v) \
-    { \
-        bits *b = (bits *)p, was = __atomic_load_n(b, __ATOMIC_RELAXED), now; \
-        type a, r; \
-        do { \
-            memcpy(&a, &was, sizeof a); \
-            r = (expression); \
-            memcpy(&now, &r, sizeof now); \
-        } while (!__atomic_compare_exchange_n(b, &was, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)); \
-        return a; \
-    }
-typedef uint32_t __attribute__((may_alias)) simk_bits32;
-typedef uint64_t __attribute__((may_alias)) simk_bits64;
-SIMK_ATOMIC_FLOAT(simk_add_f, float, simk_bits32, a + v)
-SIMK_ATOMIC_FLOAT(simk_add_d, double, simk_bits64, a + v)
-#undef SIMK_ATOMIC_FLOAT
-
-#define SIMK_ATOMICS(type, suffix) \
-    static inline type simk_add_##suffix(type *p, type v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
-    static inline type simk_cas_##suffix(type *p, type was, type v) \
-    { \
-        __atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
-        return was; \
-    } \
-    static inline type simk_exch_##suffix(type *p, type v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
-    static inline type simk_max_##suffix(type *p, type v) \
-    { \
-        type was = __atomic_load_n(p, __ATOMIC_RELAXED); \
-        while (was < v && !__atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) { \
-        } \
-        return was; \
-    } \
-    static inline type simk_min_##suffix(type *p, type v) \
-    { \
-        type was = __atomic_load_n(p, __ATOMIC_RELAXED); \
-        while (v < was && !__atomic_compare_exchange_n(p, &was, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) { \
-        } \
-        return was; \
-    } \
-    static inline type simk_xor_##suffix(type *p, type v) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); } \
-    static inline type simk_or_##suffix(type *p, type v) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); } \
-    static inline type simk_and_##suffix(type *p, type v) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
-SIMK_ATOMICS(int, i)
-SIMK_ATOMICS(unsigned, u)
-SIMK_ATOMICS(long, l)
-SIMK_ATOMICS(unsigned long, ul)
-SIMK_ATOMICS(long long, ll)
-SIMK_ATOMICS(unsigned long long, ull)
-#undef SIMK_ATOMICS
-
-#ifdef __cplusplus
-#define SIMK_OVERLOAD(cuda, op, type, suffix) \
-    static inline type cuda(type *p, type v) { return simk_##op##_##suffix(p, v); }
-#define SIMK_OVERLOADS(cuda, op) \
-    SIMK_OVERLOAD(cuda, op, int, i) SIMK_OVERLOAD(cuda, op, unsigned, u) SIMK_OVERLOAD(cuda, op, long, l) \
-    SIMK_OVERLOAD(cuda, op, unsigned long, ul) SIMK_OVERLOAD(cuda, op, long long, ll) \
-    SIMK_OVERLOAD(cuda, op, unsigned long long, ull)
-SIMK_OVERLOADS(atomicAdd, add)
-SIMK_OVERLOAD(atomicAdd, add, float, f)
-SIMK_OVERLOAD(atomicAdd, add, double, d)
-SIMK_OVERLOADS(atomicExch, exch)
-SIMK_OVERLOADS(atomicMax, max)
-SIMK_OVERLOADS(atomicMin, min)
-SIMK_OVERLOADS(atomicXor, xor)
-SIMK_OVERLOADS(atomicOr, or)
-SIMK_OVERLOADS(atomicAnd, and)
-#undef SIMK_OVERLOAD
-#define SIMK_OVERLOAD(cuda, op, type, suffix) \
-    static inline type cuda(type *p, type was, type v) { return simk_##op##_##suffix(p, was, v); }
-SIMK_OVERLOADS(atomicCAS, cas)
-#undef SIMK_OVERLOAD
-#undef SIMK_OVERLOADS
-template <typename T> static inline T min(T a, T b) { return b < a ? b : a; }
-template <typename T> static inline T max(T a, T b) { return a < b ? b : a; }
-#else
-#define SIMK_PICK(op, p) \
-    int *: simk_##op##_i, unsigned *: simk_##op##_u, long *: simk_##op##_l, unsigned long *: simk_##op##_ul, \
-    long long *: simk_##op##_ll, unsigned long long *: simk_##op##_ull
-#define atomicAdd(p, v) _Generic((p), SIMK_PICK(add, p), float *: simk_add_f, double *: simk_add_d)((p), (v))
-#define atomicExch(p, v) _Generic((p), SIMK_PICK(exch, p))((p), (v))
-#define atomicMax(p, v) _Generic((p), SIMK_PICK(max, p))((p), (v))
-#define atomicMin(p, v) _Generic((p), SIMK_PICK(min, p))((p), (v))
-#define atomicXor(p, v) _Generic((p), SIMK_PICK(xor, p))((p), (v))
-#define atomicOr(p, v) _Generic((p), SIMK_PICK(or, p))((p), (v))
-#define atomicAnd(p, v) _Generic((p), SIMK_PICK(and, p))((p), (v))
-#define atomicCAS(p, was, v) _Generic((p), SIMK_PICK(cas, p))((p), (was), (v))
-#endif
+#include "simk_atomic.h"
+#include "simk_math.h"
+#include "simk_warp.h"
 
 #ifdef SIM_ACCOUNT
 #include "simk_account.h"
