@@ -69,6 +69,17 @@ def test_a_failure_has_a_line_of_its_own(simgpu):  # noqa: F811
     ]
 
 
+def test_time_is_the_threads_simulated_one(simgpu):  # noqa: F811
+    lines, _ = traced(simgpu, """
+        start()
+        p, q = alloc(64 * MIB), C.create_string_buffer(64 * MIB)
+        write(p, q)
+        call("cuCtxSynchronize")
+    """, LINK="1G")
+    before, after = (int(next(w for w in lines if w[4] == entry)[2]) for entry in ("cuMemcpyHtoD_v2", "cuCtxSynchronize"))
+    assert before < 10**7 and 6 * 10**7 < after < 7 * 10**7  # 64 MiB over 1 GiB/s
+
+
 def test_a_call_that_never_comes_back_is_the_last_line(simgpu):  # noqa: F811
     trace = simgpu.tmp_path / "trace"
     code = "from simgpu_client import *\nstart()\ncreate(GRANULE, HOST_NUMA)"
