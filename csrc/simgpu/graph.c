@@ -105,6 +105,7 @@ static void node_free(CUgraphNode n)
         sim_graph_free(n->child);
     free(n->needs);
     free(n->edges);
+    free(n->view);
     free(n);
 }
 

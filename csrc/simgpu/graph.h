@@ -31,6 +31,7 @@ struct CUgraphNode_st {
     unsigned needed;
     unsigned id;            /* within its graph, never used again */
     unsigned mark, slot;    /* scratch of walks */
+    struct sim_launch_view *view; /* of a kernel's parameters, once asked for (launch.h) */
     uint64_t unique, original; /* original: the node's number that this one was cloned from, 0: none */
 };
 

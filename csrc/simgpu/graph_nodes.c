@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Nodes: adding them, asking and changing what they do, in every ABI. Called by applications.
  * Rules: every entry becomes CUgraphNodeParams (graph_params.c); captured nodes are asked and changed as added ones are. What
- * points into a node stays valid until its parameters change or it is destroyed (cuda.h, cuGraphKernelNodeGetParams).
+ * points into a node stays valid until its parameters change or it is destroyed (cuda.h, cuGraphKernelNodeGetParams); a
+ * kernel's parameters stay in place beyond that (launch.h).
  */
 #include "faults.h"
 #include "graph.h"
@@ -153,6 +154,8 @@ static CUresult get(CUgraphNode handle, CUgraphNodeParams *out)
     sim_take();
     CUgraphNode n = sim_node_of(handle);
     CUresult r = n ? sim_act_params(&n->act, n->child, out) : CUDA_ERROR_INVALID_VALUE;
+    if (!r && out->type == CU_GRAPH_NODE_TYPE_KERNEL)
+        r = sim_launch_view_params(&n->view, &n->act.work->op, (CUDA_KERNEL_NODE_PARAMS *)&out->kernel);
     sim_give();
     return r;
 }
@@ -229,6 +232,8 @@ static CUresult put(CUgraphNode handle, struct sim_act act)
     if (!r) {
         old = n->act;
         n->act = act;
+        if (n->view)
+            sim_launch_view_refresh(&n->view, &act.work->op);
     }
     sim_give();
     sim_act_drop(&old);

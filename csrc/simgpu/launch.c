@@ -253,6 +253,55 @@ void sim_launch_params(const struct sim_op *op, CUDA_KERNEL_NODE_PARAMS *out)
     };
 }
 
+struct sim_launch_view {
+    unsigned count;
+    size_t size;
+    void **pointers;
+    _Alignas(16) unsigned char params[];
+};
+
+static bool fits(const struct sim_launch_view *v, const struct sim_code *code)
+{
+    bool same = v->count == code->param_count && v->size == code->param_size;
+    for (unsigned i = 0; same && i < v->count; i++)
+        same = v->pointers[i] == v->params + code->params[i].offset;
+    return same;
+}
+
+CUresult sim_launch_view_params(struct sim_launch_view **view, const struct sim_op *op, CUDA_KERNEL_NODE_PARAMS *out)
+{
+    const struct sim_code *code = ((const struct launch *)op->arg)->function->code;
+    size_t params = sim_round(code->param_size, 16);
+    sim_launch_view_refresh(view, op);
+    if (!*view) {
+        struct sim_launch_view *v = malloc(sizeof *v + params + code->param_count * sizeof(void *));
+        if (!v)
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        v->count = code->param_count;
+        v->size = code->param_size;
+        v->pointers = (void **)(v->params + params);
+        for (unsigned i = 0; i < v->count; i++)
+            v->pointers[i] = v->params + code->params[i].offset;
+        *view = v;
+        sim_launch_view_refresh(view, op);
+    }
+    sim_launch_params(op, out);
+    if (out->kernelParams)
+        out->kernelParams = (*view)->pointers;
+    return CUDA_SUCCESS;
+}
+
+void sim_launch_view_refresh(struct sim_launch_view **view, const struct sim_op *op)
+{
+    const struct launch *l = op->arg;
+    if (*view && fits(*view, l->function->code)) {
+        memcpy((*view)->params, l->params, l->function->code->param_size);
+    } else {
+        free(*view);
+        *view = NULL;
+    }
+}
+
 const CUlaunchAttribute *sim_launch_attributes(const struct sim_op *op, unsigned *count)
 {
     const struct launch *l = op->arg;

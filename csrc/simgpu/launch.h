@@ -20,6 +20,13 @@ CUcontext sim_launch_context(const struct sim_op *op);
 /* What it was made from, as cuGraphKernelNodeGetParams answers: kernelParams is an array in the operation and points to its
  * copy of the parameters, both valid as long as it lives. [no lock needed] */
 void sim_launch_params(const struct sim_op *op, CUDA_KERNEL_NODE_PARAMS *out);
+/* The same parameters in a copy that a node keeps (*view; NULL at first, free() ends it) and that stays where it is while the
+ * node's kernels take parameters of one layout: programs write into it and hand it back (graph.params_stay in BELIEFS.md).
+ * out->kernelParams points into it. OUT_OF_MEMORY. [the caller orders calls] */
+struct sim_launch_view;
+CUresult sim_launch_view_params(struct sim_launch_view **view, const struct sim_op *op, CUDA_KERNEL_NODE_PARAMS *out);
+/* The node does something else now: new values for a view of the same layout, the end of another one. */
+void sim_launch_view_refresh(struct sim_launch_view **view, const struct sim_op *op);
 /* Its attributes; *count of them, in the operation. */
 const CUlaunchAttribute *sim_launch_attributes(const struct sim_op *op, unsigned *count);
 

@@ -170,6 +170,29 @@ def test_every_kind_of_node():
     assert kinds == [2, 1, 0, 3, 5]
 
 
+@belief("graph.params_stay")
+def test_a_kernels_parameters_stay_in_place():
+    """As ggml does it for each token: ask once, then write through those pointers and set them, again and again."""
+    graph, node, s = new_graph(), C.c_void_p(), stream()
+    targets = [alloc(64) for _ in range(4)]
+    for target in targets:
+        write(target, bytes(64))
+    values = pointers(targets[0], 8, 1)
+    params = KernelParams(kernel("xp_add"), (1, 1, 1), (32, 1, 1), 0, C.cast(values, C.c_void_p), None, None, None)
+    call("cuGraphAddKernelNode_v2", C.byref(node), graph, None, 0, C.byref(params))
+    asked, again = KernelParams(), KernelParams()
+    call("cuGraphKernelNodeGetParams_v2", node, C.byref(asked))
+    first = C.cast(asked.params, C.POINTER(C.POINTER(C.c_uint64)))[0]
+    for target in targets:
+        first[0] = target
+        call("cuGraphKernelNodeSetParams_v2", node, C.byref(asked))
+        call("cuGraphKernelNodeGetParams_v2", node, C.byref(again))
+        assert again.params == asked.params and first[0] == target
+        replay(instantiate(graph), s)
+    assert [read(target, 9) for target in targets] == [bytes([1] + [0] * 7 + [1])] * 4
+    saw("graph.params_stay", None, "where they were, with each value that was set")
+
+
 def test_a_clone_stands_alone():
     graph, clone, p, s = new_graph(), C.c_void_p(), alloc(4096), stream()
     node = memset_node(graph, p, 1)
