@@ -49,6 +49,7 @@ struct sim_work *sim_work_new(struct sim_op op)
     }
     atomic_init(&w->refs, 1);
     w->op = sim_watched() ? sim_fault_op(op) : op;
+    w->demand = (struct sim_demand){0};
     return w;
 }
 

@@ -502,7 +502,8 @@ def test_a_launch_lasts_as_long_as_its_longest_path(graphs):
             apart(child)
             c = add("ChildGraphNode", g, child, needs=[memset(g, p, 1, 100)])
             memset(g, p, 1, 30, needs=[c]), memset(g, p, 1, 2500)
-        assert [lasts(build) for build in (chain, apart, joined, nested)] == [3000, 2000, 2500, 2500]
+        found = [lasts(build) for build in (chain, apart, joined, nested)]
+        assert found == [3000, 2000, 2500, 2500], found
     """, **TIMES)  # fmt: skip
 
 
