@@ -111,6 +111,13 @@ SIM_API CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size)
 
 /* ---- handles */
 
+/* A handle type that other systems have: Windows' ones, fabric (its device attribute answers 0). */
+static bool known_type(unsigned types)
+{
+    const unsigned all = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_WIN32 | CU_MEM_HANDLE_TYPE_WIN32_KMT | CU_MEM_HANDLE_TYPE_FABRIC;
+    return types && !(types & ~all);
+}
+
 /* What this device and driver say about a location and the rest of the properties. */
 static CUresult check_prop(const CUmemAllocationProp *p)
 {
@@ -122,7 +129,7 @@ static CUresult check_prop(const CUmemAllocationProp *p)
     if (!p || p->type != CU_MEM_ALLOCATION_TYPE_PINNED)
         return CUDA_ERROR_INVALID_VALUE;
     if (p->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE && p->requestedHandleTypes != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
-        return CUDA_ERROR_NOT_SUPPORTED;
+        return known_type(p->requestedHandleTypes) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     switch (p->location.type) {
     case CU_MEM_LOCATION_TYPE_DEVICE:
         return sim_device_ok(p->location.id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
@@ -319,8 +326,10 @@ SIM_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGeneri
 SIM_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle, CUmemAllocationHandleType shHandleType)
 {
     SIM_ENTRY();
-    if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+    if (!handle)
         return CUDA_ERROR_INVALID_VALUE;
+    if (shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+        return known_type(shHandleType) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     char path[40], name[80];
     int type, id, fd = (int)(intptr_t)osHandle;
     struct stat st;

@@ -165,7 +165,12 @@ def test_what_this_device_does_not_have(simgpu):
         call("cuMemBatchDecompressAsync", blob, 1, C.c_uint(0), None, None, want=NOT_SUPPORTED)
         call("cuFlushGPUDirectRDMAWrites", C.c_int(0), C.c_int(100), want=NOT_SUPPORTED)
         call("cuMemGetHandleForAddressRange", C.byref(out), alloc(GRANULE), GRANULE, C.c_int(1), 0, want=NOT_SUPPORTED)
-        assert attribute(124) == 0                                             # dma-buf
+        assert attribute(124) == attribute(128) == 0                           # dma-buf, fabric
+        create(GRANULE, handle_types=8, want=NOT_SUPPORTED)
+        create(GRANULE, handle_types=64, want=INVALID)
+        call("cuMemImportFromShareableHandle", C.byref(out), None, C.c_int(8), want=NOT_SUPPORTED)
+        call("cuMemImportFromShareableHandle", C.byref(out), None, C.c_int(64), want=INVALID)
+        call("cuMemExportToShareableHandle", C.byref(out), create(GRANULE, handle_types=1), C.c_int(8), 0, want=INVALID)
         """,
     )
     assert "not implemented" not in result.stderr

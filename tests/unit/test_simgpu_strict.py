@@ -390,3 +390,45 @@ def test_what_is_doubted_is_otherwise(simgpu, doubt, code):
     drive(simgpu, program, DOUBT=doubt)
     plain = simgpu(["python", "-c", "from simgpu_client import *\n" + program])
     assert plain.returncode != 0 and "AssertionError" in plain.stderr, plain
+
+
+# --- budgets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_process_killed_anywhere_leaves_nothing(simgpu, seed):
+    """Both tiers are whole again, whatever the victim was doing: its slot dies with it, even in the middle of a change."""
+    drive(
+        simgpu,
+        f"""
+        import random
+        random = random.Random({seed})
+        busy = '''from simgpu_client import *
+        start()
+        print("go", flush=True)
+        while True:
+            p, q = alloc(8 * MIB), C.c_void_p()
+            h = [create(4 * MIB, kind) for kind in (DEVICE, HOST_NUMA)]
+            call("cuMemHostAlloc", C.byref(q), MIB, 0)
+            free(p)
+            for one in h: call("cuMemRelease", one)
+            call("cuMemFreeHost", q)
+        '''.replace("\\n        ", "\\n")
+        start()
+        for _ in range(6):
+            victims = [subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+            for v in victims:
+                assert v.stdout.readline() == "go\\n"
+            time.sleep(random.random() / 50)             # where it is hit is chance; what holds afterwards is not
+            for v in victims:
+                v.kill()
+                v.wait()
+            assert used() == 0
+            p, q = alloc(64 * MIB), C.c_void_p()
+            call("cuMemHostAlloc", C.byref(q), 32 * MIB, 0)
+            free(p)
+            call("cuMemFreeHost", q)
+        """,
+        vram="64M",
+        ram="32M",
+    )
