@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does the simulated driver cost: a launch, the start of a program, memory that nobody touches?
 
-A launch: callgrind's instructions of a whole process (all its threads, the C library and the companion's 32 threads of a kernel
-that does nothing included), the difference between N and 2N launches divided by N. Start-up: a program that makes a primary
+A launch: callgrind's instructions of a whole process (all its threads, the C library, and the companion's kernel, which does nothing
+with its two parameters in one thread), the difference between N and 2N launches divided by N. Start-up: a program that makes a primary
 context and ends, against one that is linked to the same libraries and ends; by instructions, and by time over many spawns in
 random order. Memory: what the process is resident with after it took 24 GiB of VRAM, and after it wrote 64 MiB of them.
 

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -183,6 +184,10 @@ static void parse(void)
 
 const struct sim_config *sim_config(void)
 {
-    pthread_once(&once, parse);
+    static atomic_bool parsed; /* spares every call of an entry what pthread_once costs */
+    if (!atomic_load_explicit(&parsed, memory_order_acquire)) {
+        pthread_once(&once, parse);
+        atomic_store_explicit(&parsed, true, memory_order_release);
+    }
     return &config;
 }

@@ -4,7 +4,7 @@
  *
  *   simgpu_cost nothing          ends at once: what an empty program linked to the same libraries costs
  *   simgpu_cost start            cuInit and a primary context, then it ends
- *   simgpu_cost launch N         launches a kernel that does nothing N times, with two parameters, and waits for them
+ *   simgpu_cost launch N         launches a kernel that does nothing N times, one thread, two parameters, and waits for them
  *   simgpu_cost memory HOW GIB TOUCHED   takes GIB GiB (HOW: alloc or vmm), writes TOUCHED MiB of them, prints what it is resident with
  * Exit 1: a call failed, and is named. */
 #include <stdint.h>
@@ -66,7 +66,7 @@ static void launch(long count)
     MUST(cuModuleLoadData(&module, image));
     MUST(cuModuleGetFunction(&f, module, "nothing"));
     for (long i = 0; i < count; i++)
-        MUST(cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, NULL, parameters, NULL));
+        MUST(cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, NULL, parameters, NULL));
     MUST(cuCtxSynchronize());
 }
 
