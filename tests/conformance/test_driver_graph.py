@@ -190,7 +190,7 @@ def test_a_kernels_parameters_stay_in_place():
         assert again.params == asked.params and first[0] == target
         replay(instantiate(graph), s)
     assert [read(target, 9) for target in targets] == [bytes([1] + [0] * 7 + [1])] * 4
-    saw("graph.params_stay", None, "where they were, with each value that was set")
+    saw("graph.params_stay", 0, "where they were, with each value that was set")
 
 
 def test_a_clone_stands_alone():
