@@ -518,7 +518,7 @@ SIM_API CUresult cuCtxGetStreamPriorityRange(int *leastPriority, int *greatestPr
     if (!r && leastPriority)
         *leastPriority = 0;
     if (!r && greatestPriority)
-        *greatestPriority = -5;
+        *greatestPriority = SIM_GREATEST_PRIORITY;
     return r;
 }
 

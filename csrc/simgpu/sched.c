@@ -134,6 +134,7 @@ static void stream_free(CUstream s)
     pthread_cond_destroy(&s->wake);
     free(s->tips);
     free(s->tip_edges);
+    free(s->attributes);
     free(s);
 }
 

@@ -94,6 +94,7 @@ struct CUstream_st {
     CUgraphEdgeData *tip_edges;  /* [sim_lock] how */
     unsigned tip_count;
     bool retired;                /* [sim_lock] destroyed by the app, its work not known to be done */
+    CUstreamAttrValue *attributes; /* [sim_lock] stream_attr.c; NULL: all as at first */
     uint64_t reached_ns;         /* [sim_lock] host time of the newest submission; its making, before the first */
     /* under the engine's lock */
     struct sim_task *head, *tail; /* waiting */
@@ -104,6 +105,8 @@ struct CUstream_st {
 };
 
 CUstream sim_stream_new(CUcontext ctx, unsigned flags, int priority); /* [locked] joins ctx's list; NULL: no memory */
+#define SIM_GREATEST_PRIORITY (-5) /* the least is 0 */
+int sim_priority(int asked); /* the nearest that there is (cuda.h, cuStreamCreateWithPriority) */
 /* [locked] The app is done with it; its work goes on, and whoever waits for the whole context waits for that too. */
 void sim_stream_retire(CUstream s);
 void sim_stream_close(CUstream s); /* [locked] freed when its work is finished; not in the list any more */

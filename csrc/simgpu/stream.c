@@ -46,6 +46,11 @@ CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out)
     return CUDA_SUCCESS;
 }
 
+int sim_priority(int asked)
+{
+    return asked > 0 ? 0 : asked < SIM_GREATEST_PRIORITY ? SIM_GREATEST_PRIORITY : asked;
+}
+
 static CUresult create(CUstream *out, unsigned flags, int priority)
 {
     CUcontext ctx;
@@ -55,7 +60,7 @@ static CUresult create(CUstream *out, unsigned flags, int priority)
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
         return CUDA_ERROR_INVALID_VALUE;
     sim_take();
-    CUstream s = sim_stream_new(ctx, flags, priority > 0 ? 0 : priority < -5 ? -5 : priority);
+    CUstream s = sim_stream_new(ctx, flags, sim_priority(priority));
     if (s && !sim_object_add(SIM_STREAM, (uint64_t)(uintptr_t)s, s)) {
         sim_stream_close(s);
         s = NULL;

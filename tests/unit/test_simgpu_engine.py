@@ -332,3 +332,38 @@ for n in range(30):
 stop.set(); t.join()
 call("cuCtxSynchronize")
 """)
+
+
+def test_attributes_of_streams(simgpu):
+    drive(simgpu, """
+start()
+WINDOW, SYNC, PRIORITY, MAP, DOMAIN = 1, 3, 8, 9, 10
+a, b, value = stream(), stream(), C.create_string_buffer(64)
+word = C.c_int.from_buffer(value)
+def get(s, which):
+    call("cuStreamGetAttribute", s, C.c_int(which), value)
+    return word.value
+def put(s, which, number, want=OK):
+    C.memset(value, 0, 64)
+    word.value = number
+    call("cuStreamSetAttribute", s, C.c_int(which), value, want=want)
+assert (get(a, SYNC), get(a, PRIORITY), get(a, DOMAIN)) == (1, 0, 0)         # AUTO, least, DEFAULT
+put(a, SYNC, 4)
+put(a, SYNC, 5, want=INVALID)
+put(a, SYNC, 0, want=INVALID)
+put(a, PRIORITY, -9)                                             # clamped
+put(a, DOMAIN, 2, want=INVALID)
+put(a, MAP, 1, want=INVALID)                                     # there is one domain
+call("cuStreamCopyAttributes", b, a)
+assert (get(b, SYNC), get(b, PRIORITY)) == (4, -5)
+priority = C.c_int()
+call("cuStreamGetPriority", b, C.byref(priority))
+assert priority.value == -5
+for bad in (0, 2, 4, 99):                                        # not of streams
+    call("cuStreamGetAttribute", a, C.c_int(bad), value, want=INVALID)
+call("cuStreamGetAttribute", a, C.c_int(SYNC), None, want=INVALID)
+call("cuStreamGetAttribute", C.c_void_p(0x1234), C.c_int(SYNC), value, want=INVALID_HANDLE)
+context = C.c_void_p()
+call("cuCtxCreate_v2", C.byref(context), C.c_uint(0), C.c_int(0))
+call("cuStreamCopyAttributes", stream(), a, want=INVALID)        # of another context
+""")

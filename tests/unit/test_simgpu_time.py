@@ -257,24 +257,24 @@ print([between(ring[0], e) for e in ring])
 
 
 def test_real_time_when_asked_for(simgpu):
-    """What lasts 60 ms by the clock lasts that long, the host goes on meanwhile, and the clock says the same."""
+    """What lasts 100 ms by the clock is not done earlier, the host may go on meanwhile, and the clock says the same as ever."""
     text = TIMES + """
 start()
 s, d, h = stream(), alloc(MIB), host(MIB)
 begin, real = mark(s), time.monotonic()
-push(s, 60000)
-call("cuStreamQuery", s, want={still})
-end, queued = mark(s), time.monotonic() - real
-call("cuEventSynchronize", end)
-waited = time.monotonic() - real
-near(between(begin, end), 60000)
-assert (waited >= 0.0599) == {real}, waited
-assert queued < waited
-base, _ = backed(DEVICE)
+push(s, 100000)
+end = mark(s)
+for look in ("cuStreamQuery", "cuEventSynchronize"):
+    done = call(look, s if look == "cuStreamQuery" else end, want=(OK, NOT_READY)) == OK
+    assert not done or {lasts} == 0 or time.monotonic() - real >= {lasts}, look
+near(between(begin, end), 100000)
+real = time.monotonic()
+backed(DEVICE)                                                   # 193 us and more
+assert {lasts} == 0 or time.monotonic() - real >= 193e-6
 """
     slow = {**PLAIN, "LINK": "1000000"}
-    drive(simgpu, text.format(still="NOT_READY", real=True), CLOCK="real", **slow)
-    drive(simgpu, text.format(still="(OK, NOT_READY)", real=False), **slow)
+    drive(simgpu, text.format(lasts=0.1), CLOCK="real", **slow)
+    drive(simgpu, text.format(lasts=0), **slow)
 
 
 def test_who_works_after_a_remap_by_another_thread_is_later_than_it(simgpu):
