@@ -122,6 +122,8 @@ static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
     uint64_t at = (uint64_t)(uintptr_t)p;
     if (!p || !bytes || (flags & ~known) || at + bytes < at)
         return CUDA_ERROR_INVALID_VALUE;
+    if (flags & CU_MEMHOSTREGISTER_IOMEMORY) /* there is no other device whose memory this could be */
+        return CUDA_ERROR_NOT_SUPPORTED;
     uint64_t first = at / PAGE * PAGE, pages = sim_round(at + bytes, PAGE) - first;
     if (sim_pages_own(at) && !held(at)) /* freed device memory */
         return CUDA_ERROR_INVALID_VALUE;

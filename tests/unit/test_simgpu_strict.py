@@ -392,6 +392,28 @@ def test_what_is_doubted_is_otherwise(simgpu, doubt, code):
     assert plain.returncode != 0 and "AssertionError" in plain.stderr, plain
 
 
+def test_registered_memory_that_the_device_only_reads(simgpu):
+    strict(
+        simgpu,
+        """
+        start()
+        import mmap
+        room = mmap.mmap(-1, 64 * KIB)
+        at, p = C.addressof(C.c_char.from_buffer(room)), alloc(MIB)
+        call("cuMemHostRegister_v2", C.c_void_p(at), 64 * KIB, 4, want=NOT_SUPPORTED)       # I/O memory: there is none
+        call("cuMemHostRegister_v2", C.c_void_p(at), 64 * KIB, 64, want=INVALID)
+        call("cuMemHostRegister_v2", C.c_void_p(at), 64 * KIB, 8)
+        call("cuMemcpyHtoD_v2", p, C.c_void_p(at), 64 * KIB)
+        call("cuMemcpyDtoH_v2", C.c_void_p(at), p, 64 * KIB, want=INVALID)
+        call("cuMemHostRegister_v2", C.c_void_p(at + 4096), 4096, 0, want=712)             # registered already
+        call("cuMemHostUnregister", C.c_void_p(at + 4096), want=713)                        # not where it begins
+        call("cuMemHostUnregister", C.c_void_p(at))
+        call("cuMemHostUnregister", C.c_void_p(at), want=713)
+        call("cuMemcpyDtoH_v2", C.c_void_p(at), p, 64 * KIB)
+        """,
+    )
+
+
 # --- budgets ------------------------------------------------------------------------------------------------------
 
 
