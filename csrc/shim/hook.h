@@ -33,7 +33,7 @@ bool spill_split_next(struct spill_split *split);
 
 /* Bytes from `p` that one driver call may cover, at most `limit`. split.c */
 uint64_t spill_run(CUdeviceptr p, uint64_t limit);
-/* False where [p, p + bytes) begins in a region and ends beyond it. */
+/* False where [p, p + bytes) begins in a region and ends beyond it, or begins where a region was. */
 bool spill_range_ok(CUdeviceptr p, uint64_t bytes);
 /* True where every call may pass as it is: nothing managed, or the driver takes mixed ranges. */
 bool spill_copies_pass(void);

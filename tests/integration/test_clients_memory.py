@@ -545,10 +545,11 @@ BAD = """
 """
 
 
-def test_bad_input_gets_the_drivers_own_answer(script):
-    with_shim = script(BAD)
+@pytest.mark.parametrize("doubt", ["", "copy.checked_at_call"])
+def test_bad_input_gets_the_drivers_own_answer(script, doubt):
+    with_shim = script(BAD, sim={"DOUBT": doubt})
     assert spilled_bytes(with_shim["stats"]) > 0
-    assert differences(with_shim, script(BAD, vram=ROOMY, shim=False)) == {}
+    assert differences(with_shim, script(BAD, vram=ROOMY, shim=False, sim={"DOUBT": doubt})) == {}
     assert with_shim["double free"] != 0 and with_shim["alloc 0"][0] == 1
 
 
