@@ -155,7 +155,7 @@ static CUresult get(CUgraphNode handle, CUgraphNodeParams *out)
     CUgraphNode n = sim_node_of(handle);
     CUresult r = n ? sim_act_params(&n->act, n->child, out) : CUDA_ERROR_INVALID_VALUE;
     if (!r && out->type == CU_GRAPH_NODE_TYPE_KERNEL)
-        r = sim_launch_view_params(&n->view, &n->act.work->op, (CUDA_KERNEL_NODE_PARAMS *)&out->kernel);
+        r = sim_launch_view_params(&n->view, sim_act_op(&n->act), (CUDA_KERNEL_NODE_PARAMS *)&out->kernel);
     sim_give();
     return r;
 }
@@ -233,7 +233,7 @@ static CUresult put(CUgraphNode handle, struct sim_act act)
         old = n->act;
         n->act = act;
         if (n->view)
-            sim_launch_view_refresh(&n->view, &act.work->op);
+            sim_launch_view_refresh(&n->view, sim_act_op(&act));
     }
     sim_give();
     sim_act_drop(&old);
