@@ -68,9 +68,27 @@ bool spill_soft_oom(size_t size)
 
 /* ---- building a region ---- */
 
+/* Over addresses that were unmapped just before, some drivers answer NOT_READY, and succeed when they are asked again. */
+enum { AGAIN = 8 };
+
+static CUresult map_chunk(CUdeviceptr at, size_t size, CUmemGenericAllocationHandle handle)
+{
+    CUresult r = CUDA_ERROR_NOT_READY;
+    for (int i = 0; i < AGAIN && r == CUDA_ERROR_NOT_READY; i++)
+        r = spill_driver()->cuMemMap(at, size, 0, handle, 0);
+    return r;
+}
+
+static CUresult set_access(CUdeviceptr at, size_t size, const CUmemAccessDesc *to, size_t count)
+{
+    CUresult r = CUDA_ERROR_NOT_READY;
+    for (int i = 0; i < AGAIN && r == CUDA_ERROR_NOT_READY; i++)
+        r = spill_driver()->cuMemSetAccess(at, size, to, count);
+    return r;
+}
+
 static CUresult grant_access(const struct spill_region *region)
 {
-    const struct spill_driver *d = spill_driver();
     const struct spill_device *device = spill_device(region->device);
     CUmemAccessDesc gpu[SPILL_MAX_DEVICES];
     for (int i = 0; i < device->peer_count; i++)
@@ -78,7 +96,7 @@ static CUresult grant_access(const struct spill_region *region)
             .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device->peers[i] },
             .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         };
-    CUresult r = d->cuMemSetAccess(region->base, region->mapped, gpu, (size_t)device->peer_count);
+    CUresult r = set_access(region->base, region->mapped, gpu, (size_t)device->peer_count);
     if (r != CUDA_SUCCESS)
         return r;
     const CUmemAccessDesc cpu = spill_cpu_access();
@@ -92,7 +110,7 @@ static CUresult grant_access(const struct spill_region *region)
         }
         uint64_t from = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT;
         uint64_t to = (uint64_t)(region->chunks[i - 1].start + region->chunks[i - 1].length) << SPILL_GRANULE_SHIFT;
-        r = d->cuMemSetAccess(region->base + from, to - from, &cpu, 1);
+        r = set_access(region->base + from, to - from, &cpu, 1);
         if (r != CUDA_SUCCESS)
             return r;
     }
@@ -131,7 +149,6 @@ static bool ask(uint64_t bytes)
 /* Back, map and open every chunk. `granted` bytes of RAM have been asked for; what is left of them is given back. */
 static CUresult build(struct spill_region *region, const struct spill_layout_step *steps, uint64_t granted)
 {
-    const struct spill_driver *d = spill_driver();
     CUresult r = CUDA_SUCCESS;
     uint64_t since_check = 0;
     bool vram_full = false, reclaimed = false;
@@ -179,7 +196,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
         }
         if (r != CUDA_SUCCESS)
             break;
-        r = d->cuMemMap(region->base + step->offset, step->size, 0, chunk->handle, 0);
+        r = map_chunk(region->base + step->offset, step->size, chunk->handle);
         if (r != CUDA_SUCCESS) {
             spill_backing_give(region->device, (enum spill_tier)chunk->tier, step->size, chunk->handle);
             break;
