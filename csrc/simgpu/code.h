@@ -57,6 +57,7 @@ struct sim_image {
 #define SIM_MAX_THREADS 1024
 #define SIM_DEFAULT_SHARED (48 << 10)  /* bytes of shared memory per block without opting in */
 #define SIM_MAX_SHARED (227 << 10)     /* with it; cuDeviceGetAttribute says the same */
+#define SIM_MAX_CLUSTER 8 /* blocks, on every device that has clusters (CUDA C++ Programming Guide, "thread block clusters") */
 #define SIM_MAX_PARAMS 4096u     /* parameters of one kernel; a sanity bound, above the driver's own */
 #define SIM_MAX_VARIABLE (UINT64_C(1) << 40) /* bytes of one variable; a sanity bound: a machine's worth, and sums don't overflow */
 #define SIM_WRAPPER_MAGIC 0x466243b1u        /* what nvcc puts in front of an embedded fatbin */
@@ -92,7 +93,9 @@ CUresult sim_unpack(enum sim_packing how, struct sim_bytes packed, uint64_t plai
 size_t sim_elf_extent(struct sim_bytes head);
 size_t sim_fatbin_extent(struct sim_bytes head);
 
-/* Load from memory of unknown length (what cuModuleLoadData gets) or from a file. The reference is the caller's. */
+/* From bytes of known length; `file`: where they came from, or NULL. The reference is the caller's, here and below. */
+CUresult sim_image_new(struct sim_bytes bytes, const char *file, struct sim_image **out);
+/* Load from memory of unknown length (what cuModuleLoadData gets) or from a file. */
 CUresult sim_image_load(const void *start, struct sim_image **out);
 CUresult sim_image_load_file(const char *path, struct sim_image **out);
 void sim_image_hold(struct sim_image *image);
@@ -124,6 +127,7 @@ struct CUfunc_st {
     struct CUmod_st *module;
     struct sim_code *code;
     CUkernel kernel; /* when it belongs to a library */
+    struct sim_next_launch *next; /* what the entries of old have set (launch_legacy.c); NULL: nothing */
     int max_dynamic_shared, carveout;
 };
 
@@ -172,8 +176,8 @@ CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code
                             CUfunction_attribute attribute, int *value);
 CUresult sim_code_set_attribute(const struct sim_code *code, int *max_dynamic_shared, int *carveout,
                                 CUfunction_attribute attribute, int value);
-/* Where the app asked for compiler logs: there is no compiler, they are empty. */
-void sim_jit_logs(unsigned count, const CUjit_option *options, void **values);
+/* INVALID_VALUE for options that do not exist or have no values. There is no compiler: the logs asked for are empty. */
+CUresult sim_jit_options(unsigned count, const CUjit_option *options, void **values);
 
 /* ---- the clock of launches (clock.c) ---- */
 

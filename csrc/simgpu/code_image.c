@@ -201,7 +201,7 @@ CUresult sim_image_parse(struct sim_bytes all, int capability, struct sim_image 
     return r;
 }
 
-static CUresult image_new(struct sim_bytes all, const char *file, struct sim_image **out)
+CUresult sim_image_new(struct sim_bytes all, const char *file, struct sim_image **out)
 {
     struct sim_image *image = calloc(1, sizeof *image);
     if (!image)
@@ -270,7 +270,7 @@ CUresult sim_image_load(const void *start, struct sim_image **out)
         start = w.data;
     Dl_info where;
     const char *file = dladdr(start, &where) ? where.dli_fname : NULL;
-    CUresult r = fetch_all(&c, start) ? image_new(c.bytes, file, out) : CUDA_ERROR_INVALID_IMAGE;
+    CUresult r = fetch_all(&c, start) ? sim_image_new(c.bytes, file, out) : CUDA_ERROR_INVALID_IMAGE;
     copy_close(&c);
     return r;
 }
@@ -289,7 +289,7 @@ CUresult sim_image_load_file(const char *path, struct sim_image **out)
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     close(fd);
     if (p != MAP_FAILED) {
-        r = image_new((struct sim_bytes){p, (size_t)st.st_size}, path, out);
+        r = sim_image_new((struct sim_bytes){p, (size_t)st.st_size}, path, out);
         munmap(p, (size_t)st.st_size);
     }
     return r;

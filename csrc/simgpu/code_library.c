@@ -135,8 +135,9 @@ SIM_API CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_o
     (void)numLibraryOptions;
     if (!library || !code)
         return CUDA_ERROR_INVALID_VALUE;
-    sim_jit_logs(numJitOptions, jitOptions, jitOptionsValues);
-    CUresult r = sim_image_load(code, &image);
+    CUresult r = sim_jit_options(numJitOptions, jitOptions, jitOptionsValues);
+    if (!r)
+        r = sim_image_load(code, &image);
     return r ? r : library_new(image, library);
 }
 
@@ -151,8 +152,9 @@ SIM_API CUresult cuLibraryLoadFromFile(CUlibrary *library, const char *fileName,
     (void)numLibraryOptions;
     if (!library || !fileName)
         return CUDA_ERROR_INVALID_VALUE;
-    sim_jit_logs(numJitOptions, jitOptions, jitOptionsValues);
-    CUresult r = sim_image_load_file(fileName, &image);
+    CUresult r = sim_jit_options(numJitOptions, jitOptions, jitOptionsValues);
+    if (!r)
+        r = sim_image_load_file(fileName, &image);
     return r ? r : library_new(image, library);
 }
 

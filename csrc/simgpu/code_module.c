@@ -165,22 +165,26 @@ SIM_API CUresult cuModuleLoadData(CUmodule *module, const void *image)
     return load(module, image, NULL);
 }
 
-/* There is no compiler here, so its logs are empty. */
-void sim_jit_logs(unsigned count, const CUjit_option *options, void **values)
+CUresult sim_jit_options(unsigned count, const CUjit_option *options, void **values)
 {
-    for (unsigned i = 0; options && values && i < count; i++) {
+    if (count && (!options || !values))
+        return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < count; i++)
+        if ((unsigned)options[i] >= CU_JIT_NUM_OPTIONS)
+            return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < count; i++)
         if (options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES || options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES ||
             options[i] == CU_JIT_WALL_TIME)
             values[i] = NULL; /* bytes written; milliseconds */
-    }
+    return CUDA_SUCCESS;
 }
 
 SIM_API CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options,
                                     void **optionValues)
 {
     SIM_ENTRY();
-    sim_jit_logs(numOptions, options, optionValues);
-    return load(module, image, NULL);
+    CUresult r = sim_jit_options(numOptions, options, optionValues);
+    return r ? r : load(module, image, NULL);
 }
 
 SIM_API CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin)

@@ -124,3 +124,51 @@ SIM_API CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *dynamicSmemSize
     *dynamicSmemSize = per_block > 0 ? (size_t)per_block : 0;
     return CUDA_SUCCESS;
 }
+
+/* A cluster's blocks run at the same time on neighbouring multiprocessors. How many of these are neighbours on a GPU is not
+ * documented; here all are. */
+static int blocks_at_once(struct CUfunc_st *f, const CUlaunchConfig *c)
+{
+    uint64_t threads = (uint64_t)c->blockDimX * c->blockDimY * c->blockDimZ;
+    if (!threads || threads > SIM_MAX_THREADS)
+        return 0;
+    return sim_active_blocks(f, (int)threads, c->sharedMemBytes) *
+           sim_device_attribute(f->module->context->device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+}
+
+SIM_API CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config)
+{
+    SIM_ENTRY();
+    struct CUfunc_st *f;
+    if (!clusterSize || !config)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = sim_function_of(func, &f);
+    if (r)
+        return r;
+    int blocks = blocks_at_once(f, config);
+    *clusterSize = 0;
+    for (int size = 1; size <= SIM_MAX_CLUSTER && size <= blocks; size *= 2)
+        *clusterSize = size;
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config)
+{
+    SIM_ENTRY();
+    struct CUfunc_st *f;
+    if (!numClusters || !config || (config->numAttrs && !config->attrs))
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult r = sim_function_of(func, &f);
+    if (r)
+        return r;
+    uint64_t size = 0;
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+            size = (uint64_t)config->attrs[i].value.clusterDim.x * config->attrs[i].value.clusterDim.y * config->attrs[i].value.clusterDim.z;
+    if (!size) /* "Without required sizes, the cluster size must be specified in config" (cuda.h) */
+        return CUDA_ERROR_INVALID_VALUE;
+    if (size > SIM_MAX_CLUSTER)
+        return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    *numClusters = blocks_at_once(f, config) / (int)size;
+    return CUDA_SUCCESS;
+}

@@ -325,7 +325,7 @@ static CUresult context_of(CUstream stream, CUcontext *out)
     return s ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-static CUresult launch(const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *attributes, unsigned count, CUstream stream, bool ptsz)
+CUresult sim_launch(const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *attributes, unsigned count, CUstream stream, bool ptsz)
 {
     struct CUfunc_st *f;
     struct launch *l;
@@ -349,7 +349,7 @@ static CUresult launch_ex(const CUlaunchConfig *c, CUfunction f, void **pointers
                                  .gridDimX = c->gridDimX, .gridDimY = c->gridDimY, .gridDimZ = c->gridDimZ,
                                  .blockDimX = c->blockDimX, .blockDimY = c->blockDimY, .blockDimZ = c->blockDimZ,
                                  .sharedMemBytes = c->sharedMemBytes, .kernelParams = pointers, .extra = extra};
-    return launch(&p, c->attrs, c->numAttrs, c->hStream, ptsz);
+    return sim_launch(&p, c->attrs, c->numAttrs, c->hStream, ptsz);
 }
 
 /* What the entries with one argument for each dimension were given. */
@@ -363,7 +363,7 @@ SIM_API CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned in
                                 unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
 {
     SIM_ENTRY();
-    return launch(SHAPE(kernelParams, extra), NULL, 0, hStream, false);
+    return sim_launch(SHAPE(kernelParams, extra), NULL, 0, hStream, false);
 }
 
 SIM_API CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
@@ -371,18 +371,18 @@ SIM_API CUresult cuLaunchKernel_ptsz(CUfunction f, unsigned int gridDimX, unsign
                                      unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra)
 {
     SIM_ENTRY();
-    return launch(SHAPE(kernelParams, extra), NULL, 0, hStream, true);
+    return sim_launch(SHAPE(kernelParams, extra), NULL, 0, hStream, true);
 }
 
 /* Blocks run one after the other; what needs them all at once (a grid-wide barrier) does not compile with simk.h. */
-static const CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
+const CUlaunchAttribute sim_cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
 
 SIM_API CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
                                            unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                                            unsigned int sharedMemBytes, CUstream hStream, void **kernelParams)
 {
     SIM_ENTRY();
-    return launch(SHAPE(kernelParams, NULL), &cooperative, 1, hStream, false);
+    return sim_launch(SHAPE(kernelParams, NULL), &sim_cooperative, 1, hStream, false);
 }
 
 SIM_API CUresult cuLaunchCooperativeKernel_ptsz(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
@@ -390,7 +390,7 @@ SIM_API CUresult cuLaunchCooperativeKernel_ptsz(CUfunction f, unsigned int gridD
                                                 unsigned int sharedMemBytes, CUstream hStream, void **kernelParams)
 {
     SIM_ENTRY();
-    return launch(SHAPE(kernelParams, NULL), &cooperative, 1, hStream, true);
+    return sim_launch(SHAPE(kernelParams, NULL), &sim_cooperative, 1, hStream, true);
 }
 
 SIM_API CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra)

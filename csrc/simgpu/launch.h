@@ -30,6 +30,10 @@ void sim_launch_view_refresh(struct sim_launch_view **view, const struct sim_op 
 /* Its attributes; *count of them, in the operation. */
 const CUlaunchAttribute *sim_launch_attributes(const struct sim_op *op, unsigned *count);
 
+/* Queue a launch, as cuLaunchKernelEx does; p->func alone says what. */
+CUresult sim_launch(const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *attributes, unsigned count, CUstream stream, bool ptsz);
+extern const CUlaunchAttribute sim_cooperative;
+
 /* ---- parts of a launch that have files of their own */
 
 struct CUfunc_st;

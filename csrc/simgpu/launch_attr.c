@@ -9,8 +9,6 @@
 #include "code.h"
 #include "doubt.h"
 
-#define MAX_CLUSTER 8 /* blocks, without CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED; CUDA C++ Programming Guide, clusters */
-
 static int device_attribute(const struct CUfunc_st *f, CUdevice_attribute attribute)
 {
     return sim_device_attribute(f->module->context->device, attribute);
@@ -36,7 +34,7 @@ static CUresult check_cluster(const CUlaunchAttributeValue *v, const CUDA_KERNEL
     unsigned x = v->clusterDim.x, y = v->clusterDim.y, z = v->clusterDim.z;
     if (!divides(x, y, z, p))
         return CUDA_ERROR_INVALID_VALUE;
-    return (uint64_t)x * y > MAX_CLUSTER || (uint64_t)x * y * z > MAX_CLUSTER ? CUDA_ERROR_INVALID_CLUSTER_SIZE : CUDA_SUCCESS;
+    return (uint64_t)x * y > SIM_MAX_CLUSTER || (uint64_t)x * y * z > SIM_MAX_CLUSTER ? CUDA_ERROR_INVALID_CLUSTER_SIZE : CUDA_SUCCESS;
 }
 
 /* A multiple of the regular cluster, which must be there (cuda.h). */

@@ -24,7 +24,7 @@ static inline uint64_t sim_round(uint64_t n, uint64_t to) { return (n + to - 1) 
 /* ---- live objects (object.c): a handle is valid while it is registered, so that a stale one is an error, not a crash */
 enum sim_kind {
     SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_MIPMAP, SIM_HANDLE, SIM_USER_OBJECT,
-    SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE
+    SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE, SIM_LINK
 };
 bool sim_object_add(enum sim_kind kind, uint64_t key, void *object); /* [locked] false: out of memory */
 void *sim_object(enum sim_kind kind, uint64_t key);                  /* [locked] NULL: not a live object of that kind */
