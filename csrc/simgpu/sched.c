@@ -205,6 +205,8 @@ static void run_task(struct sim_task *t)
     pthread_mutex_unlock(&mutex);
     bool real = sim_config()->clock == SIM_CLOCK_REAL;
     uint64_t began = real ? sim_real_ns() : 0;
+    struct sim_task *outer = running; /* a host function that may call CUDA (order.host_functions_call_nothing) copies */
+    uint64_t outer_started = started_ns, outer_charged = charged_ns;
     running = t;
     started_ns = start;
     charged_ns = 0;
@@ -218,7 +220,9 @@ static void run_task(struct sim_task *t)
         t->end_ns = start + charged_ns;
     if (real)
         sim_real_until(began + (t->end_ns - start));
-    running = NULL;
+    running = outer;
+    started_ns = outer_started;
+    charged_ns = outer_charged;
     sim_work_drop(w);
     pthread_mutex_lock(&mutex);
     t->work = NULL;
