@@ -262,9 +262,16 @@ def test_a_hanging_copy_costs_its_own_rows(experiment) -> None:
 
 def test_poisoned_memory_is_seen(experiment) -> None:
     run = experiment("zero", sim={"POISON": "1"})
-    rows = {"zero.vram_first", "zero.vram_again"}
-    assert rows <= set(run.verdicts("corrects"))
-    assert run.rows["zero.vram_first"]["raw"]["or_of_words"] == "a5" * 8
+    assert set(run.verdicts("corrects")) == {"zero.vram_first", "zero.ram_first"}
+    for row in ("zero.vram_first", "zero.vram_again"):
+        assert run.rows[row]["raw"]["or_of_words"] == "a5" * 8
+
+
+def test_recycled_memory_is_measured_not_believed(experiment) -> None:
+    run = experiment("zero")
+    assert {"zero.vram_first", "zero.ram_first"} <= set(run.verdicts("confirms"))
+    assert {"zero.vram_again", "zero.ram_again"} <= set(run.verdicts("measured"))
+    assert run.rows["zero.vram_again"]["raw"]["or_of_words"] == "a5" * 8
 
 
 @pytest.mark.parametrize(
