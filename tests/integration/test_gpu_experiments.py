@@ -231,7 +231,7 @@ def test_a_crashing_copy_costs_its_own_rows(experiment) -> None:
 
 @pytest.mark.slow
 def test_a_dead_context_costs_its_own_rows(experiment) -> None:
-    run = experiment("copymatrix", contrary="peer-kills")
+    run = experiment("copymatrix", sim={"FAULTS": "cuMemcpyPeerAsync=sticky:ILLEGAL_ADDRESS"})
     dead = {name for name in run.listed if ".PeerAsync." in name}
     assert {
         name
@@ -245,7 +245,7 @@ def test_a_dead_context_costs_its_own_rows(experiment) -> None:
 @pytest.mark.slow
 def test_a_hanging_copy_costs_its_own_rows(experiment) -> None:
     started = time.monotonic()
-    run = experiment("copymatrix", contrary="peer-hangs", timeout=400)
+    run = experiment("copymatrix", sim={"FAULTS": "cuMemcpyPeer=delay:1000s"}, timeout=400)
     hung = {name for name in run.listed if ".Peer." in name}
     assert hung <= set(run.verdicts("unanswered"))
     assert any("no answer within" in run.rows[name]["seen"] for name in hung)
@@ -327,7 +327,7 @@ def test_the_other_location_serves_as_well(experiment) -> None:
 
 @pytest.mark.slow
 def test_an_unmap_that_drains_is_seen(experiment) -> None:
-    run = experiment("unmaprace", contrary="unmap-drains")
+    run = experiment("unmaprace", sim={"DOUBT": "vmm.unmap_no_drain"})
     corrected = run.verdicts("corrects")
     assert {
         "unmaprace.unmap_own",

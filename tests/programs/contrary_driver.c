@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A driver that does otherwise than simgpu believes: stands as libcuda.so.1 before the simulated one, forwards what GPU
- * experiments call, and changes single entries. CONTRARY=NAME[,NAME...] chooses; CONTRARY_REAL=path of simgpu's libcuda.so.1.
+ * experiments call, and changes single entries, in ways that SIMGPU_FAULTS and SIMGPU_DOUBT do not know.
+ * CONTRARY=NAME[,NAME...] chooses; CONTRARY_REAL=path of simgpu's libcuda.so.1.
  * Used by tests/integration/test_gpu_experiments.py to show that each experiment can see the other answer. x86-64 only. */
 #define _GNU_SOURCE
 #define __CUDA_API_VERSION_INTERNAL
 #include "gpu.h"
 
 static void *real;
-static CUresult broken; /* what every call answers from now on: a dead context */
 
 #define X(name) \
     __attribute__((used, visibility("hidden"))) void *to_##name; \
@@ -21,12 +21,6 @@ XP_LATE_ENTRIES(X)
 #undef X
 
 #define REAL(name) ((__typeof__(&name))dlsym(real, #name))
-
-static CUresult unmap_drains(CUdeviceptr p, size_t n)
-{
-    REAL(cuCtxSynchronize)();
-    return REAL(cuMemUnmap)(p, n);
-}
 
 /* The mapping stays usable: as if no translation were ever invalidated. */
 static CUresult unmap_lazy(CUdeviceptr p, size_t n)
@@ -57,34 +51,6 @@ static CUresult memset_crashes(CUdeviceptr d, unsigned char v, size_t n, CUstrea
     (void)stream;
     *(volatile int *)8 = 0;
     return CUDA_SUCCESS;
-}
-
-static CUresult peer_kills(CUdeviceptr d, CUcontext dc, CUdeviceptr s, CUcontext sc, size_t n, CUstream stream)
-{
-    (void)d;
-    (void)dc;
-    (void)s;
-    (void)sc;
-    (void)n;
-    (void)stream;
-    broken = CUDA_ERROR_ILLEGAL_ADDRESS;
-    return CUDA_SUCCESS;
-}
-
-static CUresult synchronize_broken(void)
-{
-    return broken ? broken : REAL(cuCtxSynchronize)();
-}
-
-static CUresult peer_hangs(CUdeviceptr d, CUcontext dc, CUdeviceptr s, CUcontext sc, size_t n)
-{
-    (void)d;
-    (void)dc;
-    (void)s;
-    (void)sc;
-    (void)n;
-    for (;;)
-        pause();
 }
 
 static CUresult copy_params_taken(CUgraphExec e, CUgraphNode n, const CUDA_MEMCPY3D *p, CUcontext c)
@@ -131,14 +97,10 @@ __attribute__((constructor)) static void start(void)
         const char *name;
         void **entry, *other;
     } ways[] = {
-        { "unmap-drains", &to_cuMemUnmap, (void *)unmap_drains },
         { "unmap-lazy", &to_cuMemUnmap, (void *)unmap_lazy },
         { "async-waits", &to_cuMemcpyDtoDAsync_v2, (void *)async_waits },
         { "copy-loses", &to_cuMemcpyDtoDAsync_v2, (void *)copy_loses },
         { "memset-crashes", &to_cuMemsetD8Async, (void *)memset_crashes },
-        { "peer-kills", &to_cuMemcpyPeerAsync, (void *)peer_kills },
-        { "peer-kills", &to_cuCtxSynchronize, (void *)synchronize_broken },
-        { "peer-hangs", &to_cuMemcpyPeer, (void *)peer_hangs },
         { "params-taken", &to_cuGraphExecMemcpyNodeSetParams, (void *)copy_params_taken },
         { "access-single", &to_cuMemSetAccess, (void *)access_single },
         { "free-at-once", &to_cuMemFree_v2, (void *)free_at_once },
