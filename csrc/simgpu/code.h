@@ -57,6 +57,7 @@ struct sim_image {
 #define SIM_MAX_THREADS 1024
 #define SIM_DEFAULT_SHARED (48 << 10)  /* bytes of shared memory per block without opting in */
 #define SIM_MAX_SHARED (227 << 10)     /* with it; cuDeviceGetAttribute says the same */
+#define SIM_MAX_CLUSTER_ANY 16 /* blocks, where a function allows sizes that not every device has */
 #define SIM_MAX_CLUSTER 8 /* blocks, on every device that has clusters (CUDA C++ Programming Guide, "thread block clusters") */
 #define SIM_MAX_PARAMS 4096u     /* parameters of one kernel; a sanity bound, above the driver's own */
 #define SIM_MAX_VARIABLE (UINT64_C(1) << 40) /* bytes of one variable; a sanity bound: a machine's worth, and sums don't overflow */
@@ -123,29 +124,36 @@ struct CUmod_st {
     struct CUfunc_st *functions;             /* image->code_count; a handle once it was asked for */
 };
 
+/* What can be set of a function (cuFuncSetAttribute, cuKernelSetAttribute). */
+struct sim_settings {
+    int max_dynamic_shared, carveout;
+    int cluster[3]; /* required blocks of a cluster; all 0: none */
+    int non_portable, policy;
+};
+
 struct CUfunc_st {
     struct CUmod_st *module;
     struct sim_code *code;
     CUkernel kernel; /* when it belongs to a library */
     struct sim_next_launch *next; /* what the entries of old have set (launch_legacy.c); NULL: nothing */
-    int max_dynamic_shared, carveout;
+    struct sim_settings settings;
 };
 
 struct CUkern_st {
     struct CUlib_st *library;
     struct sim_code *code;
-    int max_dynamic_shared, carveout;
+    struct sim_settings settings;
 };
 
-/* A library's functions share the settings of their CUkernel. */
-static inline int *sim_function_shared(struct CUfunc_st *f)
+static inline struct sim_settings sim_settings_of(const struct sim_code *code)
 {
-    return f->kernel ? &f->kernel->max_dynamic_shared : &f->max_dynamic_shared;
+    return (struct sim_settings){.max_dynamic_shared = SIM_DEFAULT_SHARED - code->shared, .carveout = -1};
 }
 
-static inline int *sim_function_carveout(struct CUfunc_st *f)
+/* A library's functions share the settings of their CUkernel. */
+static inline struct sim_settings *sim_settings(struct CUfunc_st *f)
 {
-    return f->kernel ? &f->kernel->carveout : &f->carveout;
+    return f->kernel ? &f->kernel->settings : &f->settings;
 }
 
 struct sim_library_module {
@@ -172,10 +180,9 @@ CUresult sim_library_module(CUlibrary library, CUcontext context, struct CUmod_s
 CUresult sim_module_global(struct CUmod_st *module, const char *name, CUdeviceptr *dptr, size_t *bytes);
 /* Answers to cuFuncGetParamInfo, cuFuncGetAttribute and their cuKernel twins. */
 CUresult sim_code_param(const struct sim_code *code, size_t index, size_t *offset, size_t *size);
-CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code *code, int max_dynamic_shared, int carveout,
+CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code *code, const struct sim_settings *settings,
                             CUfunction_attribute attribute, int *value);
-CUresult sim_code_set_attribute(const struct sim_code *code, int *max_dynamic_shared, int *carveout,
-                                CUfunction_attribute attribute, int value);
+CUresult sim_code_set_attribute(const struct sim_code *code, struct sim_settings *settings, CUfunction_attribute attribute, int value);
 /* INVALID_VALUE for options that do not exist or have no values. There is no compiler: the logs asked for are empty. */
 CUresult sim_jit_options(unsigned count, const CUjit_option *options, void **values);
 

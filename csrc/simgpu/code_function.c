@@ -14,7 +14,7 @@ CUresult sim_code_param(const struct sim_code *code, size_t index, size_t *offse
     return CUDA_SUCCESS;
 }
 
-CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code *code, int max_dynamic_shared, int carveout,
+CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code *code, const struct sim_settings *settings,
                             CUfunction_attribute attribute, int *value)
 {
     switch (attribute) {
@@ -25,43 +25,40 @@ CUresult sim_code_attribute(const struct sim_image *image, const struct sim_code
     case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = code->registers; break;
     case CU_FUNC_ATTRIBUTE_PTX_VERSION: *value = image->ptx_version; break;
     case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *value = image->binary_version; break;
-    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = max_dynamic_shared; break;
-    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: *value = carveout; break;
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = settings->max_dynamic_shared; break;
+    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: *value = settings->carveout; break;
     case CU_FUNC_ATTRIBUTE_CACHE_MODE_CA:
-    case CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH:
-    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
-    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE: *value = 0; break;
+    case CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET: *value = 0; break;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH: *value = settings->cluster[0]; break;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT: *value = settings->cluster[1]; break;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH: *value = settings->cluster[2]; break;
+    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: *value = settings->non_portable; break;
+    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE: *value = settings->policy; break;
     default: return CUDA_ERROR_INVALID_VALUE;
     }
     return CUDA_SUCCESS;
 }
 
-CUresult sim_code_set_attribute(const struct sim_code *code, int *max_dynamic_shared, int *carveout,
-                                CUfunction_attribute attribute, int value)
+CUresult sim_code_set_attribute(const struct sim_code *code, struct sim_settings *settings, CUfunction_attribute attribute, int value)
 {
+    int *what, least = 0, most;
     switch (attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
-        if (value < 0 || value > SIM_MAX_SHARED - code->shared)
-            return CUDA_ERROR_INVALID_VALUE;
-        *max_dynamic_shared = value;
-        return CUDA_SUCCESS;
-    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
-        if (value < -1 || value > 100)
-            return CUDA_ERROR_INVALID_VALUE;
-        *carveout = value;
-        return CUDA_SUCCESS;
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT:
-    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH:
-    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: what = &settings->max_dynamic_shared, most = SIM_MAX_SHARED - code->shared; break;
+    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: what = &settings->carveout, least = -1, most = 100; break;
+    /* "The validity of the cluster dimensions is otherwise checked at launch time" (cuda.h) */
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH: what = &settings->cluster[0], most = INT32_MAX; break;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT: what = &settings->cluster[1], most = INT32_MAX; break;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH: what = &settings->cluster[2], most = INT32_MAX; break;
+    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: what = &settings->non_portable, most = 1; break;
     case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
-        return value < 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; /* how blocks are grouped changes nothing here */
-    default:
-        return CUDA_ERROR_INVALID_VALUE; /* read-only */
+        what = &settings->policy, most = CU_CLUSTER_SCHEDULING_POLICY_RUBIN_DSMEM_LOCALITY;
+        break;
+    default: return CUDA_ERROR_INVALID_VALUE; /* read-only */
     }
+    if (value < least || value > most)
+        return CUDA_ERROR_INVALID_VALUE;
+    *what = value;
+    return CUDA_SUCCESS;
 }
 
 SIM_API CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc)
@@ -71,7 +68,7 @@ SIM_API CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunc
     if (!pi)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = sim_function_of(hfunc, &f);
-    return r ? r : sim_code_attribute(f->module->image, f->code, *sim_function_shared(f), *sim_function_carveout(f), attrib, pi);
+    return r ? r : sim_code_attribute(f->module->image, f->code, sim_settings(f), attrib, pi);
 }
 
 SIM_API CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value)
@@ -79,7 +76,7 @@ SIM_API CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attri
     SIM_ENTRY();
     struct CUfunc_st *f;
     CUresult r = sim_function_of(hfunc, &f);
-    return r ? r : sim_code_set_attribute(f->code, sim_function_shared(f), sim_function_carveout(f), attrib, value);
+    return r ? r : sim_code_set_attribute(f->code, sim_settings(f), attrib, value);
 }
 
 SIM_API CUresult cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache config)

@@ -189,7 +189,7 @@ static CUresult kernel_handle(struct CUlib_st *lib, struct sim_code *code, CUker
     CUresult r = CUDA_SUCCESS;
     sim_take();
     if (!k->library) {
-        *k = (struct CUkern_st){lib, code, SIM_DEFAULT_SHARED - code->shared, -1};
+        *k = (struct CUkern_st){lib, code, sim_settings_of(code)};
         if (!sim_object_add(SIM_KERNEL_HANDLE, (uintptr_t)k, k)) {
             k->library = NULL;
             r = CUDA_ERROR_OUT_OF_MEMORY;
@@ -341,7 +341,7 @@ SIM_API CUresult cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUke
         return CUDA_ERROR_INVALID_HANDLE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    return sim_code_attribute(k->library->image, k->code, k->max_dynamic_shared, k->carveout, attrib, pi);
+    return sim_code_attribute(k->library->image, k->code, &k->settings, attrib, pi);
 }
 
 SIM_API CUresult cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUkernel kernel, CUdevice dev)
@@ -352,7 +352,7 @@ SIM_API CUresult cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUke
         return CUDA_ERROR_INVALID_HANDLE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    return sim_code_set_attribute(k->code, &k->max_dynamic_shared, &k->carveout, attrib, val);
+    return sim_code_set_attribute(k->code, &k->settings, attrib, val);
 }
 
 SIM_API CUresult cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache config, CUdevice dev)

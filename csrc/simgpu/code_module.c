@@ -114,7 +114,7 @@ CUresult sim_module_function(struct CUmod_st *m, struct sim_code *code, CUfuncti
     CUresult r = CUDA_SUCCESS;
     sim_take();
     if (!f->module) {
-        *f = (struct CUfunc_st){.module = m, .code = code, .max_dynamic_shared = SIM_DEFAULT_SHARED - code->shared, .carveout = -1};
+        *f = (struct CUfunc_st){.module = m, .code = code, .settings = sim_settings_of(code)};
         if (!sim_object_add(SIM_FUNCTION, (uintptr_t)f, f)) {
             f->module = NULL;
             r = CUDA_ERROR_OUT_OF_MEMORY;

@@ -28,7 +28,7 @@ int sim_active_blocks(struct CUfunc_st *f, int block, size_t dynamic)
 {
     CUdevice dev = f->module->context->device;
     size_t reserved = (size_t)sim_device_attribute(dev, CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
-    if (block > sim_code_max_threads(f->code) || dynamic > (size_t)*sim_function_shared(f))
+    if (block > sim_code_max_threads(f->code) || dynamic > (size_t)sim_settings(f)->max_dynamic_shared)
         return 0;
     size_t shared = (size_t)f->code->shared + dynamic + reserved;
     int warps = (block + 31) / 32;
@@ -147,7 +147,8 @@ SIM_API CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction
         return r;
     int blocks = blocks_at_once(f, config);
     *clusterSize = 0;
-    for (int size = 1; size <= SIM_MAX_CLUSTER && size <= blocks; size *= 2)
+    int most = sim_settings(f)->non_portable ? SIM_MAX_CLUSTER_ANY : SIM_MAX_CLUSTER;
+    for (int size = 1; size <= most && size <= blocks; size *= 2)
         *clusterSize = size;
     return CUDA_SUCCESS;
 }
@@ -161,13 +162,14 @@ SIM_API CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func,
     CUresult r = sim_function_of(func, &f);
     if (r)
         return r;
-    uint64_t size = 0;
+    const struct sim_settings *set = sim_settings(f);
+    uint64_t size = (uint64_t)set->cluster[0] * (uint64_t)set->cluster[1] * (uint64_t)set->cluster[2];
     for (unsigned i = 0; i < config->numAttrs; i++)
         if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
             size = (uint64_t)config->attrs[i].value.clusterDim.x * config->attrs[i].value.clusterDim.y * config->attrs[i].value.clusterDim.z;
     if (!size) /* "Without required sizes, the cluster size must be specified in config" (cuda.h) */
         return CUDA_ERROR_INVALID_VALUE;
-    if (size > SIM_MAX_CLUSTER)
+    if (size > (set->non_portable ? SIM_MAX_CLUSTER_ANY : SIM_MAX_CLUSTER))
         return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     *numClusters = blocks_at_once(f, config) / (int)size;
     return CUDA_SUCCESS;

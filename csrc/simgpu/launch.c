@@ -120,7 +120,7 @@ static CUresult check_shape(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *
         p->blockDimY > SIM_MAX_THREADS || p->blockDimZ > 64)
         return CUDA_ERROR_INVALID_VALUE;
     uint64_t threads = (uint64_t)p->blockDimX * p->blockDimY * p->blockDimZ;
-    if (threads > SIM_MAX_THREADS || p->sharedMemBytes > (unsigned)*sim_function_shared(f))
+    if (threads > SIM_MAX_THREADS || p->sharedMemBytes > (unsigned)sim_settings(f)->max_dynamic_shared)
         return CUDA_ERROR_INVALID_VALUE;
     if (threads > (uint64_t)f->code->max_threads)
         return sim_doubt(SIM_DOUBT_LAUNCH_LIMITS) ? CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES : CUDA_ERROR_INVALID_VALUE;
@@ -163,7 +163,7 @@ static CUresult make(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, cons
     size_t params = sim_round(code->param_size, 16), array = code->param_count * sizeof(void *);
     struct launch *l = NULL;
     CUresult r = check_shape(f, p);
-    if (!r && count)
+    if (!r && (count || sim_settings(f)->cluster[0]))
         r = sim_launch_check_attributes(f, p, attributes, count);
     if (!r && !(l = malloc(sizeof *l + params + array + count * sizeof *attributes)))
         r = CUDA_ERROR_OUT_OF_MEMORY;

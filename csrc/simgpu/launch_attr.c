@@ -29,24 +29,23 @@ static bool divides(unsigned x, unsigned y, unsigned z, const CUDA_KERNEL_NODE_P
     return x && y && z && p->gridDimX % x == 0 && p->gridDimY % y == 0 && p->gridDimZ % z == 0;
 }
 
-static CUresult check_cluster(const CUlaunchAttributeValue *v, const CUDA_KERNEL_NODE_PARAMS *p)
+static CUresult check_cluster(struct CUfunc_st *f, unsigned x, unsigned y, unsigned z, const CUDA_KERNEL_NODE_PARAMS *p)
 {
-    unsigned x = v->clusterDim.x, y = v->clusterDim.y, z = v->clusterDim.z;
+    uint64_t plane = (uint64_t)x * y, most = sim_settings(f)->non_portable ? SIM_MAX_CLUSTER_ANY : SIM_MAX_CLUSTER;
     if (!divides(x, y, z, p))
         return CUDA_ERROR_INVALID_VALUE;
-    return (uint64_t)x * y > SIM_MAX_CLUSTER || (uint64_t)x * y * z > SIM_MAX_CLUSTER ? CUDA_ERROR_INVALID_CLUSTER_SIZE : CUDA_SUCCESS;
+    return plane > most || plane * z > most ? CUDA_ERROR_INVALID_CLUSTER_SIZE : CUDA_SUCCESS;
 }
 
 /* A multiple of the regular cluster, which must be there (cuda.h). */
-static CUresult check_preferred(const CUlaunchAttributeValue *v, const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *all,
-                                unsigned count)
+static CUresult check_preferred(struct CUfunc_st *f, const CUlaunchAttributeValue *v, const CUDA_KERNEL_NODE_PARAMS *p,
+                                const CUlaunchAttribute *all, unsigned count)
 {
     unsigned x = v->preferredClusterDim.x, y = v->preferredClusterDim.y, z = v->preferredClusterDim.z;
     for (unsigned i = 0; i < count; i++)
         if (all[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
-            const CUlaunchAttributeValue *regular = &all[i].value;
-            bool good = !check_cluster(regular, p) && divides(x, y, z, p) && x % regular->clusterDim.x == 0 &&
-                        y % regular->clusterDim.y == 0 && z == regular->clusterDim.z;
+            unsigned rx = all[i].value.clusterDim.x, ry = all[i].value.clusterDim.y, rz = all[i].value.clusterDim.z;
+            bool good = !check_cluster(f, rx, ry, rz, p) && divides(x, y, z, p) && x % rx == 0 && y % ry == 0 && z == rz;
             return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
         }
     return CUDA_SUCCESS; /* without effect */
@@ -75,9 +74,9 @@ static CUresult check(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, con
     case CU_LAUNCH_ATTRIBUTE_COOPERATIVE:
         return v->cooperative ? check_cooperative(f, p) : CUDA_SUCCESS;
     case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
-        return check_cluster(v, p);
+        return check_cluster(f, v->clusterDim.x, v->clusterDim.y, v->clusterDim.z, p);
     case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
-        return check_preferred(v, p, all, count);
+        return check_preferred(f, v, p, all, count);
     case CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
         return valid((unsigned)v->clusterSchedulingPolicyPreference <= CU_CLUSTER_SCHEDULING_POLICY_RUBIN_DSMEM_LOCALITY);
     case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
@@ -111,7 +110,10 @@ static CUresult check(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, con
 CUresult sim_launch_check_attributes(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *attributes,
                                      unsigned count)
 {
+    const int *required = sim_settings(f)->cluster;
     CUresult r = CUDA_SUCCESS;
+    if (required[0])
+        r = check_cluster(f, (unsigned)required[0], (unsigned)required[1], (unsigned)required[2], p);
     for (unsigned i = 0; i < count && !r; i++)
         r = check(f, p, attributes, count, i);
     return r;

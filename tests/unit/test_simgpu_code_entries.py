@@ -232,6 +232,38 @@ answer(r=r, sizes=sizes, active=[active((4, 2, 1, 1)), active((4, 8, 1, 1)), act
     assert facts["sync"] == 0
 
 
+def test_cluster_settings_of_a_function(script):
+    facts, _ = script(
+        """
+f, v = function("nothing"), ctypes.c_int()
+WIDTH, HEIGHT, DEPTH, NON_PORTABLE, POLICY = 11, 12, 13, 14, 15
+def get(a):
+    cu("cuFuncGetAttribute", ref(v), a, f)
+    return v.value
+def put(a, value):
+    return code("cuFuncSetAttribute", f, a, value)
+def run(blocks):
+    return launch(f, (blocks,), (32,))
+r = {"fresh": [get(a) for a in range(WIDTH, POLICY + 1)]}
+r["refused"] = [put(WIDTH, -1), put(NON_PORTABLE, 2), put(POLICY, 9), put(10, 1), put(0, 1)]
+r["set"] = [put(WIDTH, 4), put(HEIGHT, 1), put(POLICY, 1), get(WIDTH), get(HEIGHT), get(DEPTH), get(POLICY)]
+r["half set"] = run(4)
+r["launch"] = [put(DEPTH, 1), run(4), run(6), run(8)]
+r["large"] = [put(WIDTH, 16), run(16), put(NON_PORTABLE, 1), run(16), put(WIDTH, 32), run(32)]
+answer(r=r, sync=sync())
+"""
+    )
+    assert facts["r"] == {
+        "fresh": [0] * 5,
+        "refused": [INVALID_VALUE] * 5,
+        "set": [0, 0, 0, 4, 1, 0, 1],
+        "half set": INVALID_VALUE,
+        "launch": [0, 0, INVALID_VALUE, 0],
+        "large": [0, INVALID_CLUSTER, 0, 0, 0, INVALID_CLUSTER],
+    }
+    assert facts["sync"] == 0
+
+
 def test_a_cooperative_launch_must_fit(script):
     facts, _ = script(
         """
