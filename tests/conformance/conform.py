@@ -29,7 +29,7 @@ def saw(name, branch, text):
 def pick(name, seen, *branches):
     """Report the branch whose entry equals what was seen: pick("id", result, OK, INVALID) is branch 0 for OK. Returns it."""
     branch = next((index for index, entry in enumerate(branches) if seen == entry), None)
-    saw(name, branch, f"{seen!r} (as believed: {branches[0]!r})")
+    saw(name, branch, f"{seen!r}" if branch == 0 else f"{seen!r}, believed: {branches[0]!r}")
     return branch
 
 

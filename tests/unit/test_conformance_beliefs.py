@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ UNDECIDED = {
 }
 
 
+@functools.cache
 def named_in_tests() -> dict[str, set[str]]:
     """Belief: the conformance tests that are marked with it."""
     found: dict[str, set[str]] = {}
