@@ -27,7 +27,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNELS = HERE.parent / "gpu"  # facts.ptx, params.ptx and the sources of both
+KERNELS = HERE.parent / "gpu"  # facts.ptx, params.ptx, faulty.ptx and their sources
 DOUBTS = ROOT / "csrc" / "simgpu" / "doubt.def"
 SIM = {"SIMGPU_VRAM": "4G", "SIMGPU_RAM": "4G", "SIMGPU_DEVICES": "2"}
 # Everything that can be is managed by the shim, in the smallest chunks, so that the tests meet it and not the driver behind it.
@@ -110,7 +110,7 @@ class Suite:
             from nvcc import Builder
 
             builder = Builder(self.config.cache.mkdir("cuda_programs"))
-            companions = [builder.companion(KERNELS / f"{name}.cu", f"{name}.simk.so", "c") for name in ("facts", "params")]
+            companions = [builder.companion(KERNELS / f"{name}.cu", f"{name}.simk.so", "c") for name in ("facts", "params", "faulty")]
             env.update(SIM, LD_LIBRARY_PATH=str(self.sim), SIMGPU_KERNELS=":".join(map(str, companions)))
         return env
 

@@ -41,6 +41,7 @@ ILLEGAL_ADDRESS, NOT_PERMITTED, NOT_SUPPORTED, UPDATE_FAILURE = 700, 800, 801, 9
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_UNJOINED, CAPTURE_ISOLATION = 900, 901, 904, 905
 ALREADY_REGISTERED, NOT_REGISTERED, PEER_UNSUPPORTED, UNSUPPORTED_LIMIT = 712, 713, 217, 215
 ILLEGAL_STATE, FILE_NOT_FOUND = 401, 301
+ILLEGAL_INSTRUCTION, LAUNCH_FAILED, COOPERATIVE_TOO_LARGE = 715, 719, 720
 CAPTURE_IMPLICIT, CAPTURED_EVENT, CAPTURE_WRONG_THREAD = 906, 907, 908
 DEVICE, HOST, HOST_NUMA, HOST_NUMA_CURRENT = 1, 2, 3, 4
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
@@ -308,7 +309,7 @@ _modules = {}  # (context, file): kept while the context lives
 
 
 def kernel(name, file="facts"):
-    """A kernel of tests/gpu/facts.cu or params.cu: the driver compiles the text, simgpu finds its companion."""
+    """A kernel of tests/gpu/facts.cu, params.cu or faulty.cu: the driver compiles the text, simgpu finds its companion."""
     context, module, function = C.c_void_p(), C.c_void_p(), C.c_void_p()
     call("cuCtxGetCurrent", C.byref(context))
     if (context.value, file) not in _modules:

@@ -113,10 +113,83 @@ def test_a_kernel_without_parameters():
     call("cuCtxSynchronize")
 
 
-def test_extended_launch():
-    class Config(C.Structure):
-        _fields_ = [("shape", C.c_uint * 7), ("stream", C.c_void_p), ("attributes", C.c_void_p), ("count", C.c_uint)]
+class Config(C.Structure):
+    """CUlaunchConfig."""
 
+    _fields_ = [("shape", C.c_uint * 7), ("stream", C.c_void_p), ("attributes", C.c_void_p), ("count", C.c_uint)]
+
+
+class Attribute(C.Structure):
+    """CUlaunchAttribute, of whose value only the first numbers are needed here."""
+
+    _fields_ = [("id", C.c_int), ("pad", C.c_int), ("value", C.c_int * 16)]
+
+
+CARVEOUT, CLUSTER = 14, 4
+
+
+@belief("launch.attributes_checked")
+def test_attributes_that_are_malformed():
+    if version() < 12000:
+        lacks("these attributes came with 12.0")
+    f = kernel("par_empty0", "params")
+
+    def tried(ident, *value):
+        attributes = (Attribute * 1)(Attribute(ident, 0, (C.c_int * 16)(*value)))
+        config = Config((C.c_uint * 7)(16, 1, 1, 32, 1, 1, 0), None, C.cast(attributes, C.c_void_p), 1)
+        return call("cuLaunchKernelEx", C.byref(config), f, pointers(), None, want=ANY)
+
+    assert tried(CARVEOUT, 50) == OK
+    seen = [tried(CARVEOUT, 101), tried(900, 1)]
+    call("cuCtxSynchronize")
+    pick("launch.attributes_checked", seen, [INVALID, INVALID], [OK, INVALID])
+
+
+@belief("launch.cooperative_limit")
+def test_a_cooperative_launch_that_cannot_be_resident():
+    f, blocks = kernel("par_empty0", "params"), C.c_int()
+    call("cuOccupancyMaxActiveBlocksPerMultiprocessor", C.byref(blocks), f, C.c_int(256), 0)
+    most = blocks.value * attribute(16)
+
+    def tried(count):
+        return call("cuLaunchCooperativeKernel", f, *[C.c_uint(n) for n in (count, 1, 1, 256, 1, 1, 0)], None, None, want=ANY)
+
+    pick("launch.cooperative_limit", [tried(most), tried(most + 1), tried(1)], [OK, COOPERATIVE_TOO_LARGE, OK])
+
+
+@belief("launch.context_of_stream")
+def test_a_launch_in_another_contexts_stream():
+    s, primary, q = stream(), C.c_void_p(), alloc(4096)
+    call("cuCtxGetCurrent", C.byref(primary))
+    fill(q, 0, 4096)
+    values = mixed_values()
+    lib = library()
+    own = new_context()
+    function = kernel("xp_add")
+    as_function = launch(function, q, 8, 1, stream=s, want=ANY)
+    as_kernel = launch(of_library(lib, b"par_mixed"), *values[0], grid=1, block=1, stream=s, want=ANY)
+    call("cuStreamSynchronize", s)
+    call("cuCtxDestroy_v2", own)
+    call("cuCtxSetCurrent", primary)
+    seen = (as_function != OK, as_kernel, number(values[1]) == values[2])
+    pick("launch.context_of_stream", seen, (True, OK, True))
+
+
+@own_process
+@belief("launch.fault_results")
+def test_a_kernel_that_traps():
+    start()
+    stop = alloc(8)
+    write(stop, b"\1" * 8)
+    launch(kernel("ft_trap", "faulty"), stop, grid=1, block=1)
+    seen = [call("cuCtxSynchronize", want=ANY), call("cuCtxSynchronize", want=ANY), call("cuMemAlloc_v2", C.byref(C.c_uint64()), 8, want=ANY)]
+    assert OK not in seen
+    new_context()
+    elsewhere = call("cuCtxSynchronize", want=ANY)
+    pick("launch.fault_results", (seen, elsewhere), ([LAUNCH_FAILED] * 3, OK), ([ILLEGAL_INSTRUCTION] * 3, OK))
+
+
+def test_extended_launch():
     values, out, total = mixed_values()
     config = Config((C.c_uint * 7)(1, 1, 1, 1, 1, 1, 0), None, None, 0)
     call(entry("cuLaunchKernelEx"), C.byref(config), kernel("par_mixed", "params"), pointers(*values), None)

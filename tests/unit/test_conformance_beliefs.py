@@ -24,6 +24,7 @@ UNDECIDED = {
     "alloc.contents_undefined": "no program may rely on any contents: simgpu shows 0xA5 so that none does",
     "graph.branches_overlap": "it decides about time only",
     "graph.launch_out_of_memory": "would need all VRAM of a card that others may share",
+    "launch.too_many_registers": "the kernels here use few",
     "clock.launch": "a figure of the model", "clock.link_shared": "a figure of the model",
     "clock.pin_rate": "a figure of the model", "clock.vmm_costs": "a figure of the model",
     "vmm.create_may_crash": "whether some driver crashes is for the probe in a process of its own to find out",
