@@ -155,28 +155,46 @@ static bool tips_room(CUstream s, unsigned count)
     return nodes && edges;
 }
 
-bool sim_tips_add(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
+/* The given ones behind `kept` of those that are there. In new arrays: an application may hand back the ones that it was
+ * shown (cuStreamGetCaptureInfo). */
+static bool tips_make(CUstream s, unsigned kept, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
 {
-    if (!tips_room(s, s->tip_count + count))
+    CUgraphNode *all = malloc(((size_t)kept + count + 1) * sizeof *all);
+    CUgraphEdgeData *data = malloc(((size_t)kept + count + 1) * sizeof *data);
+    if (!all || !data) {
+        free(all);
+        free(data);
         return false;
+    }
+    if (kept) {
+        memcpy(all, s->tips, kept * sizeof *all);
+        memcpy(data, s->tip_edges, kept * sizeof *data);
+    }
     for (unsigned i = 0; i < count; i++) {
         unsigned k = 0;
-        while (k < s->tip_count && s->tips[k] != nodes[i])
+        while (k < kept && all[k] != nodes[i])
             k++;
-        s->tips[k] = nodes[i];
-        if (k == s->tip_count || edges) /* an edge that is there already keeps what it is */
-            s->tip_edges[k] = edges ? edges[i] : (CUgraphEdgeData){0};
-        s->tip_count += k == s->tip_count;
+        if (k == kept || edges) /* an edge that is there already keeps what it is */
+            data[k] = edges ? edges[i] : (CUgraphEdgeData){0};
+        all[k] = nodes[i];
+        kept += k == kept;
     }
+    free(s->tips);
+    free(s->tip_edges);
+    s->tips = all;
+    s->tip_edges = data;
+    s->tip_count = kept;
     return true;
+}
+
+bool sim_tips_add(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
+{
+    return tips_make(s, s->tip_count, nodes, edges, count);
 }
 
 bool sim_tips_set(CUstream s, CUgraphNode const *nodes, const CUgraphEdgeData *edges, unsigned count)
 {
-    if (!tips_room(s, count))
-        return false;
-    s->tip_count = 0;
-    return sim_tips_add(s, nodes, edges, count);
+    return tips_make(s, 0, nodes, edges, count);
 }
 
 /* A launch that may overlap the kernel before it (CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) becomes a node with a

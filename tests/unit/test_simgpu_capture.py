@@ -392,13 +392,13 @@ def test_everything_that_a_stream_can_hold_becomes_a_node(capture):
         memset(ready, p, 1)
         exe = instantiate(ready)
         host = HOST_FN(lambda _: None)
-        pinned = C.c_void_p()
+        pinned, pageable = C.c_void_p(), (C.c_ubyte * 64)()
         call("cuMemHostAlloc", C.byref(pinned), 4096, C.c_uint(0))
         begin(s)
         for entry, arguments, kind in (
             ("cuMemAllocAsync", (C.byref(q), MIB, s), MEM_ALLOC),
             ("cuMemcpyHtoDAsync_v2", (p, pinned, 64, s), MEMCPY),
-            ("cuMemcpyHtoDAsync_v2", (p, (C.c_ubyte * 64)(), 64, s), MEMCPY),
+            ("cuMemcpyHtoDAsync_v2", (p, pageable, 64, s), MEMCPY),
             ("cuMemcpyAsync", (p, p + 64, 64, s), MEMCPY),
             ("cuMemsetD2D32Async", (p, 64, C.c_uint(1), 4, 4, s), MEMSET),
             ("cuLaunchHostFunc", (s, host, None), HOST_NODE),
