@@ -65,6 +65,8 @@ bool sim_edge_ok(const CUgraphEdgeData *e, CUgraphNodeType from, CUgraphNodeType
 
 /* ---- acts from and to parameters (graph_params.c) */
 
+/* Is everything zero that its kind does not use? (cuda.h, cuGraphAddNode: it must be) */
+bool sim_params_clean(const CUgraphNodeParams *p);
 /* What `p` describes, checked now; references are the caller's. The address of an allocation is returned in p. `into`: for
  * allocation and free nodes. `like` (may be NULL): the kernel whose launch attributes the new one keeps. No lock held. */
 CUresult sim_act_make(CUgraphNodeParams *p, CUgraph into, const struct sim_work *like, struct sim_act *out);

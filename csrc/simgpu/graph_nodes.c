@@ -85,18 +85,48 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *needs, 
     return r;
 }
 
+static CUresult add_any(CUgraphNode *out, CUgraph g, const CUgraphNode *needs, const CUgraphEdgeData *edges, size_t count, CUgraphNodeParams *p)
+{
+    return p && sim_params_clean(p) ? add(out, g, needs, edges, count, p) : CUDA_ERROR_INVALID_VALUE;
+}
+
 SIM_API CUresult cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies, size_t numDependencies,
                                 CUgraphNodeParams *nodeParams)
 {
     SIM_ENTRY();
-    return add(phGraphNode, hGraph, dependencies, NULL, numDependencies, nodeParams);
+    return add_any(phGraphNode, hGraph, dependencies, NULL, numDependencies, nodeParams);
 }
 
 SIM_API CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                    const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams)
 {
     SIM_ENTRY();
-    return add(phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
+    return add_any(phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
+}
+
+/* The third form, and the second of cuGraphNodeSetParams, hold a kernel's function to the context that is named. */
+static CUresult same_context(const CUgraphNodeParams *p)
+{
+    CUDA_KERNEL_NODE_PARAMS kernel;
+    struct sim_op op;
+    if (!p || p->type != CU_GRAPH_NODE_TYPE_KERNEL || !p->kernel.func || !p->kernel.ctx)
+        return CUDA_SUCCESS;
+    memcpy(&kernel, &p->kernel, sizeof kernel);
+    CUresult r = sim_launch_op(&kernel, &op);
+    if (r)
+        return r;
+    if (sim_launch_context(&op) != kernel.ctx)
+        r = CUDA_ERROR_INVALID_CONTEXT;
+    op.drop(op.arg);
+    return r;
+}
+
+SIM_API CUresult cuGraphAddNode_v3(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                   const CUgraphEdgeData *dependencyData, size_t numDependencies, CUgraphNodeParams *nodeParams)
+{
+    SIM_ENTRY();
+    CUresult r = same_context(nodeParams);
+    return r ? r : add_any(phGraphNode, hGraph, dependencies, dependencyData, numDependencies, nodeParams);
 }
 
 /* The entries of one kind each: a name, the parameters they take, and how these become CUgraphNodeParams p. */
@@ -261,7 +291,14 @@ static CUresult set(CUgraphNode handle, CUgraphNodeParams *p)
 SIM_API CUresult cuGraphNodeSetParams(CUgraphNode hNode, CUgraphNodeParams *nodeParams)
 {
     SIM_ENTRY();
-    return nodeParams ? set(hNode, nodeParams) : CUDA_ERROR_INVALID_VALUE;
+    return nodeParams && sim_params_clean(nodeParams) ? set(hNode, nodeParams) : CUDA_ERROR_INVALID_VALUE;
+}
+
+SIM_API CUresult cuGraphNodeSetParams_v2(CUgraphNode hNode, CUgraphNodeParams *nodeParams)
+{
+    SIM_ENTRY();
+    CUresult r = same_context(nodeParams);
+    return r ? r : cuGraphNodeSetParams(hNode, nodeParams);
 }
 
 #define SET(entry, type_name, kind, ...) \

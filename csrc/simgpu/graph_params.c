@@ -80,6 +80,33 @@ static CUresult make_free(CUdeviceptr p, CUgraph into, struct sim_act *out)
     return r;
 }
 
+/* How much of the union a kind uses. */
+static size_t used_by(const CUgraphNodeParams *p)
+{
+    switch (p->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL: return sizeof p->kernel;
+    case CU_GRAPH_NODE_TYPE_MEMCPY: return sizeof p->memcpy;
+    case CU_GRAPH_NODE_TYPE_MEMSET: return sizeof p->memset;
+    case CU_GRAPH_NODE_TYPE_HOST: return sizeof p->host;
+    case CU_GRAPH_NODE_TYPE_GRAPH: return sizeof p->graph;
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT: return sizeof p->eventWait;
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD: return sizeof p->eventRecord;
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC: return sizeof p->alloc;
+    case CU_GRAPH_NODE_TYPE_MEM_FREE: return sizeof p->free;
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: return sizeof p->memOp;
+    case CU_GRAPH_NODE_TYPE_EMPTY: return 0;
+    default: return sizeof p->asBytes; /* refused for what it is */
+    }
+}
+
+bool sim_params_clean(const CUgraphNodeParams *p)
+{
+    bool clean = !p->reserved0[0] && !p->reserved0[1] && !p->reserved0[2] && !p->reserved2;
+    for (size_t i = used_by(p); clean && i < sizeof p->asBytes; i++)
+        clean = !p->asBytes[i];
+    return clean;
+}
+
 CUresult sim_act_make(CUgraphNodeParams *p, CUgraph into, const struct sim_work *like, struct sim_act *out)
 {
     struct sim_op op = {0};

@@ -391,7 +391,7 @@ static CUresult set(CUgraphExec e, CUgraphNode node, CUgraphNodeParams *p)
 SIM_API CUresult cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraphNodeParams *nodeParams)
 {
     SIM_ENTRY();
-    return nodeParams ? set(hGraphExec, hNode, nodeParams) : CUDA_ERROR_INVALID_VALUE;
+    return nodeParams && sim_params_clean(nodeParams) ? set(hGraphExec, hNode, nodeParams) : CUDA_ERROR_INVALID_VALUE;
 }
 
 #define SET(entry, arguments, kind, ...) \

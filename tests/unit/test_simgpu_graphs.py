@@ -148,8 +148,8 @@ def test_every_kind_by_the_common_entry(graphs):
         call("cuGraphNodeSetParams", made[MEMSET], C.byref(changed))
         assert asked(MEMSET).memset.dst == q
         call("cuGraphNodeSetParams", made[EMPTY], C.byref(changed), want=INVALID)
-        changed.kind = MEM_FREE
-        call("cuGraphNodeSetParams", made[MEM_FREE], C.byref(changed), want=NOT_SUPPORTED)
+        call("cuGraphNodeSetParams_v2", made[MEMSET], C.byref(asked(MEMSET)))    # what was asked for can be set
+        call("cuGraphNodeSetParams", made[MEM_FREE], C.byref(asked(MEM_FREE)), want=NOT_SUPPORTED)
     """)
 
 
@@ -176,6 +176,10 @@ def test_every_kind_by_the_common_entry(graphs):
     "add('MemAllocNode', g, C.byref(alloc_params(0)), want=INVALID)",
     "add('Node', g, C.byref(Params(kind=13)), want=NOT_SUPPORTED)",
     "add('Node', g, C.byref(Params(kind=99)), want=INVALID)",
+    "add('Node', g, C.byref(Params(kind=EMPTY, reserved2=1)), want=INVALID)",
+    "add('Node', g, C.byref(Params(kind=EMPTY, free=Free(1))), want=INVALID)",
+    "call('cuGraphAddNode_v3', C.byref(C.c_void_p()), g, None, None, 0, C.byref(foreign_kernel), want=INVALID_CONTEXT)",
+    "call('cuGraphAddNode_v3', C.byref(C.c_void_p()), g, None, None, 0, None, want=INVALID)",
     "call('cuGraphMemsetNodeGetParams', a, C.byref(Memset()), want=INVALID)",
     "call('cuGraphDestroyNode', C.c_void_p(64), want=INVALID)",
 ])  # fmt: skip
@@ -185,6 +189,11 @@ def test_what_no_node_can_be(graphs, code):
         g, other, p, f = graph(), graph(), alloc(4096), function("nothing")
         a, foreign = add("EmptyNode", g), add("EmptyNode", other)
         tiers, _ = backed(DEVICE, HOST_NUMA)
+        here, second = current(), C.c_void_p()
+        call("cuCtxCreate_v2", C.byref(second), C.c_uint(0), 0)
+        call("cuCtxSetCurrent", here)
+        foreign_kernel = Params(kind=KERNEL, kernel=kernel_params(f))
+        foreign_kernel.kernel.context = second.value
         {code}
         assert len(nodes(g)) == 1
     """)
