@@ -39,6 +39,8 @@ static _Thread_local uintptr_t low, top; /* of the thread's own stack, its guard
  * is about to leave it: a push just below, or a frame of some pages that reaches across. */
 static bool overflow(uintptr_t at, uintptr_t sp)
 {
+    if (!top || sim_pages_own(at)) /* a copy has no deep stack; the driver's own addresses are no stack, though they may lie beside one */
+        return false;
     if (sp >= low && sp < top)
         return at >= low && at < low + (top - low) / 2 && at < sp + 4 * PAGE;
     return at + PAGE > sp && at < sp + 4 * PAGE;

@@ -139,15 +139,15 @@ static bool segment_new(uint64_t least)
     if (!more)
         return false;
     segments = more;
-    least += SIM_GRAN; /* its beginning is rounded up */
+    least += 3 * SIM_GRAN; /* its beginning is rounded up, and a granule at each end keeps it apart from other mappings */
     for (uint64_t size = least > SEGMENT ? least : SEGMENT;; size = size / 2 < least ? least : size / 2) {
         void *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p != MAP_FAILED) {
-            uint64_t base = (uint64_t)(uintptr_t)p, first = sim_round(base, SIM_GRAN);
+            uint64_t base = (uint64_t)(uintptr_t)p, first = sim_round(base, SIM_GRAN) + SIM_GRAN;
             segments[segment_count++] = (struct range){base, size};
             if (unused.size)
                 gap_give(unused.base, unused.size);
-            unused = (struct range){first, (base + size - first) / SIM_GRAN * SIM_GRAN};
+            unused = (struct range){first, (base + size - first) / SIM_GRAN * SIM_GRAN - SIM_GRAN};
             return true;
         }
         if (size == least)

@@ -354,7 +354,7 @@ def test_reservations(simgpu):
     [
         ("alloc.steps", "alloc(512); alloc(512); assert used() == 4 * MIB"),
         ("copy.checked_at_call", "read(reserve(GRANULE), 16, want=ILLEGAL_ADDRESS)"),
-        ("copy.ram_mappings", "base, _ = backed(HOST_NUMA); read(base, 1, want=INVALID); grant(base, GRANULE, HOST_NUMA); read(base, 1)"),
+        ("copy.ram_mappings", "base, _ = backed(HOST_NUMA); grant(base, GRANULE, HOST_NUMA, flags=0); read(base, 1, want=INVALID); grant(base, GRANULE, HOST_NUMA); read(base, 1)"),
         ("copy.over_tiers_refused", "base, _ = backed(DEVICE, HOST_NUMA); fill(base, 1, 2 * GRANULE)"),
         (
             "copy.rectangle_extent",
