@@ -52,6 +52,13 @@ def test_most_decisive_facts_are_answered(native_dir: Path, clean_env: dict[str,
 
 
 @pytest.mark.slow
+def test_the_conformance_suite_answers_for_each_belief(native_dir: Path, clean_env: dict[str, str], tmp_path: Path) -> None:
+    result = gpu_check(native_dir, clean_env, tmp_path, "--only", "conformance", "--minutes", "4", timeout=280)
+    assert_answered(result["experiments"])
+    assert len(result["beliefs"]["confirmed"]) > 60 and "vmm.unmap_no_drain" in result["beliefs"]["confirmed"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_whole_kit_within_its_budget(native_dir: Path, clean_env: dict[str, str], tmp_path: Path) -> None:
     result = gpu_check(native_dir, clean_env, tmp_path, "--minutes", "3", timeout=300)
