@@ -143,8 +143,8 @@ class Calls:
             TABLE.write_text(HEAD + "".join(f"\n## {title}\n{table[title].rstrip()}\n" for title in sorted(table)))
             return
         assert client in table, f"{TABLE.name} has no section {client!r}: SPILLSHIM_WRITE_CALLS=1 writes it"
-        before, after = set(re.findall(r"\w+", table[client])), set(re.findall(r"\w+", now))
-        new, gone = sorted(n for n in after - before if n[0] in "c_"), sorted(n for n in before - after if n[0] in "c_")
+        before, after = ({*re.findall(r"\b(?:cu|__cu)\w+", text)} - {"cuBLAS"} for text in (table[client], now))
+        new, gone = sorted(after - before), sorted(before - after)
         assert not new and not gone, f"{client} calls {new} that {TABLE.name} does not list, and no longer {gone}"
 
 
