@@ -28,6 +28,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNELS = HERE.parent / "gpu"  # facts.ptx, params.ptx, faulty.ptx and their sources
+DESCRIBE = KERNELS / "kit" / "device.py"
 DOUBTS = ROOT / "csrc" / "simgpu" / "doubt.def"
 SIM = {"SIMGPU_VRAM": "4G", "SIMGPU_RAM": "4G", "SIMGPU_DEVICES": "2"}
 # Everything that can be is managed by the shim, in the smallest chunks, so that the tests meet it and not the driver behind it.
@@ -53,6 +54,34 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("shim", False):
         preload(config)
     config.stash[SUITE] = Suite(config)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    suite = session.config.stash[SUITE]
+    if suite.real:
+        suite.device = real_device()
+
+
+def real_device() -> str:
+    """The card and the driver in words; ends the run where there is none, or too little is free to share it."""
+    ran = subprocess.run([sys.executable, DESCRIBE], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        said = json.loads(ran.stdout)
+    except json.JSONDecodeError:
+        said = {"error": f"the driver's description ended with {ran.returncode}: {ran.stderr[-300:]}"}
+    if "error" in said:
+        pytest.exit(f"no device to ask: {said['error']}", returncode=3)
+    device = said["device"]
+    if "simgpu" in device["name"]:
+        pytest.exit("the driver that the loader finds is the simulated one (LD_LIBRARY_PATH?)", returncode=3)
+    if device.get("vram_free_at_start", VRAM_NEEDED) < VRAM_NEEDED:
+        pytest.exit(f"less than {VRAM_NEEDED >> 30} GiB of VRAM are free", returncode=3)
+    return f"{device['name']}, driver {device.get('driver', '?')} (CUDA {device['cuda']})"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    suite = config.stash[SUITE]
+    return f"device: {suite.device}{', SIMGPU_DOUBT=' + suite.doubt if suite.doubt else ''}{', through libspillshim.so' if suite.shim else ''}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -92,6 +121,7 @@ class Suite:
         self.shim = config.getoption("shim", False)
         self.observations: Path | None = config.getoption("observations", None)
         self.doubt = "" if self.real else os.environ.get("SIMGPU_DOUBT", "")
+        self.device = "simgpu"
         self.sim: Path | None = None  # the folder of simgpu's libcuda.so.1
         self.worker: Worker | None = None
         self.bodies: dict = {}
@@ -264,7 +294,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     suite = session.config.stash[SUITE]
     if suite.observations:
-        made = {"device": "real" if suite.real else "sim", "tests": COUNTS, "beliefs": verdicts(suite)}
+        made = {"device": suite.device, "tests": COUNTS, "beliefs": verdicts(suite)}
         suite.observations.write_text(json.dumps(made, indent=1) + "\n")
 
 

@@ -69,7 +69,7 @@ def test_observations_are_written(tmp_path):
     file = tmp_path / "seen.json"
     run("tests/conformance/test_driver_vmm.py", "--observations", str(file), SIMGPU_DOUBT="vmm.unmap_gap_refused")
     seen = json.loads(file.read_text())
-    assert seen["device"] == "sim"
+    assert seen["device"] == "simgpu" and seen["tests"]["failed"] == 0
     assert seen["beliefs"]["vmm.unmap_gap_refused"]["verdict"] == "corrected"
     assert seen["beliefs"]["vmm.alias_same_bytes"]["verdict"] == "confirmed"
     assert "test_one_handle_at_two_addresses" in seen["beliefs"]["vmm.alias_same_bytes"]["seen"][0]
