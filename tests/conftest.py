@@ -54,7 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _wants_sanitizer(definition: pytest.Item) -> bool:
     """True for a test that names its sanitizers itself."""
-    return any(mark.args[0] == "sanitizer" for mark in definition.iter_markers("parametrize"))
+    named = (mark.args[0] for mark in definition.iter_markers("parametrize"))
+    return any("sanitizer" in (names.split(",") if isinstance(names, str) else names) for names in named)
 
 
 def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
@@ -277,8 +278,8 @@ class SimRunner:
         return made
 
     def check(self, shown: object = "") -> None:
-        """Fails the test when a sanitizer has reported anything since the last look."""
-        found = self.sanitizer.reports(self.reports) if self.sanitizer else []
+        """Fails the test when a sanitizer has reported anything since the last look, or in this text."""
+        found = self.sanitizer.reports(self.reports, str(shown)) if self.sanitizer else []
         if found:
             pytest.fail("\n\n".join([*found, str(shown)]), pytrace=False)
 
@@ -405,11 +406,12 @@ def spillshim(clean_env: dict[str, str], tmp_path: Path) -> Callable[..., Result
 
 
 @pytest.fixture(scope="session")
-def c_program(request: pytest.FixtureRequest) -> Callable[..., Path]:
+def c_program(request: pytest.FixtureRequest, sanitizer: sanitize.Sanitizer | None) -> Callable[..., Path]:
     """`c_program(source, link_libcuda=True, flags=(), shared=False)` -> path of the built program.
 
     `source` is a path (relative ones lie in tests/programs) or C source text. Built with gcc (g++ for .cc/.cpp/.cu), kept
-    between runs under a key of everything that goes in: the preprocessed source, the flags, the compiler.
+    between runs under a key of everything that goes in: the preprocessed source, the flags, the compiler. Watched by the
+    sanitizer whose build is under test.
     """
     cache = request.config.cache.mkdir("c_programs")
 
@@ -421,6 +423,7 @@ def c_program(request: pytest.FixtureRequest) -> Callable[..., Path]:
         shared: bool = False,
         name: str | None = None,
     ) -> Path:
+        flags = [*flags, *(sanitizer.flags if sanitizer else [])]
         text_given = isinstance(source, str) and "\n" in source
         if text_given:
             stem = name or "inline"

@@ -82,8 +82,9 @@ class CudaProgram:
 class Builder:
     """Compiles and keeps what it made, under a key of the source, the header, the flags and the compiler."""
 
-    def __init__(self, cache_dir: Path) -> None:
+    def __init__(self, cache_dir: Path, companion_flags: Sequence[str] = ()) -> None:
         self.cache = cache_dir
+        self.companion_flags = list(companion_flags)
 
     def _folder(self, source: Path, *what: object) -> Path:
         nvcc = need_nvcc()
@@ -133,13 +134,15 @@ class Builder:
         """The kernels of a source as a companion; language "c" or "c++"."""
         path = PROGRAMS / source
         compiler = ["gcc", "-std=gnu11"] if language == "c" else ["g++", "-std=c++17"]
-        parts = [path.read_bytes(), *_simk(), repr((compiler, output)).encode()]
+        parts = [path.read_bytes(), *_simk(), repr((compiler, output, self.companion_flags)).encode()]
         folder = self.cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / output
         if not target.exists():
             self.run(
-                [*compiler, "-x", language, "-Wall", "-Wextra", "-O2", "-fPIC", "-shared", f"-I{SIMK_INCLUDE}", path], target
+                [*compiler, "-x", language, "-Wall", "-Wextra", "-O2", *self.companion_flags, "-fPIC", "-shared"]
+                + [f"-I{SIMK_INCLUDE}", path],
+                target,
             )
         return target
 
@@ -150,7 +153,7 @@ class Builder:
         that static runtime instead."""
         path = PROGRAMS / source
         digest = hashlib.sha256(archive.read_bytes()).hexdigest() if archive else ""
-        folder = self._folder(path, flags, arch, digest)
+        folder = self._folder(path, flags, arch, digest, self.companion_flags)
         program, companion = folder / path.stem, folder / f"{path.stem}.simk.so"
         if not program.exists():
             runtime = "none" if archive else "shared"
@@ -164,6 +167,6 @@ class Builder:
 
 
 @pytest.fixture(scope="session")
-def cuda_program(request: pytest.FixtureRequest) -> Builder:
+def cuda_program(request: pytest.FixtureRequest, sanitizer) -> Builder:
     """See Builder."""
-    return Builder(request.config.cache.mkdir("cuda_programs"))
+    return Builder(request.config.cache.mkdir("cuda_programs"), sanitizer.flags if sanitizer else ())

@@ -6,7 +6,8 @@ Called by conftest.py: the fixture `sanitizer` makes one (`--san` gives it to ev
 Rules: a report is never dropped because of its text, with two exceptions: a leak counts only when a frame of its allocation
 lies in our own parts or in the test's program, because Python, its modules and libc keep much until they exit; and
 AddressSanitizer says at each program's first swapcontext that it knows fibers only where it is told (simk.h tells it). A
-runtime that could not work (no address space, no ptrace) says so in the same file: that fails too.
+runtime that could not work (no address space, no ptrace) says so in the same file: that fails too. Beside AddressSanitizer, gcc's runtime
+for undefined behaviour cannot be given a file: its reports are read from what the program wrote, and end the program.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OPTIONS = {
     "address": {
         "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=1:detect_stack_use_after_return=0:handle_segv=0:handle_sigbus=0:handle_abort=0",
         "LSAN_OPTIONS": "exitcode=0:print_suppressions=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1",
     },
     "thread": {
         "TSAN_OPTIONS": "exitcode=0:halt_on_error=0:handle_segv=0:handle_sigbus=0:handle_abort=0:die_after_fork=0:history_size=4",
@@ -73,9 +74,9 @@ class Sanitizer:
             made[variable] = f"{options}:log_path='{logs / 'report'}'"
         return made
 
-    def reports(self, logs: Path) -> list[str]:
-        """What the runtimes have said so far, one text a process; emptied by reading."""
-        found = []
+    def reports(self, logs: Path, written: str = "") -> list[str]:
+        """What the runtimes have said so far, one text a process, and in what a program has written; emptied by reading."""
+        found = re.findall(r"^\S+:\d+:\d+: runtime error: (?:.*\n?)(?: {4}#.*\n?)*", written, re.M)
         for file in sorted(logs.glob("report*")):
             text = without_foreign_leaks(file.read_text(errors="replace"))
             file.unlink()

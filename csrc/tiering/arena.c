@@ -110,7 +110,7 @@ void spill_arena_mark(CUdeviceptr base, uint64_t bytes, uint32_t index)
 bool spill_arena_contains(CUdeviceptr p)
 {
     uint64_t size = __atomic_load_n(&arena_size, __ATOMIC_ACQUIRE);
-    return p - arena_base < size;
+    return size && p - arena_base < size; /* the base is being written while there is no size */
 }
 
 uint32_t spill_arena_slot(CUdeviceptr p)
