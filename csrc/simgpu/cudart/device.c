@@ -331,6 +331,28 @@ RT_SZ(cudaGetDriverEntryPoint,
     return body_cudaGetDriverEntryPointByVersion(pt, symbol, funcPtr, CUDART_VERSION, flags, driverStatus);
 }
 
+RT(cudaDeviceGetP2PAttribute, (int *value, enum cudaDeviceP2PAttr attr, int srcDevice, int dstDevice),
+   (value, attr, srcDevice, dstDevice))
+{
+    RT_NEED(rt_init());
+    return rt_error(rt.cuDeviceGetP2PAttribute(value, (CUdevice_P2PAttribute)attr, srcDevice, dstDevice));
+}
+
+RT(cudaDeviceGetCacheConfig, (enum cudaFuncCache * pCacheConfig), (pCacheConfig))
+{
+    RT_CALL(rt.cuCtxGetCacheConfig((CUfunc_cache *)pCacheConfig));
+}
+
+RT(cudaDeviceSetCacheConfig, (enum cudaFuncCache cacheConfig), (cacheConfig))
+{
+    RT_CALL(rt.cuCtxSetCacheConfig((CUfunc_cache)cacheConfig));
+}
+
+RT(cudaCtxResetPersistingL2Cache, (void), ())
+{
+    RT_CALL(rt.cuCtxResetPersistingL2Cache());
+}
+
 /* Declared in cuda_profiler_api.h, which comes with the compiler. */
 RT_API cudaError_t cudaProfilerStart(void);
 RT_API cudaError_t cudaProfilerStop(void);

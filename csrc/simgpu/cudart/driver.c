@@ -30,6 +30,12 @@ static const struct row {
 #undef DRIVER_PT
 };
 
+/* Stands for an entry that the driver does not have; the caller's arguments are not looked at. */
+static CUresult missing(void)
+{
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 static void initialise(void)
 {
     initialised = cudaErrorInsufficientDriver;
@@ -42,7 +48,7 @@ static void initialise(void)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         found = NULL;
         if (get(rows[i].name, &found, rows[i].version, rows[i].flags, NULL) || !found)
-            return;
+            found = (void *)(uintptr_t)missing; /* an older driver: calls that need it fail, the others work */
         *(void **)((char *)&rt + rows[i].field) = found;
     }
     initialised = rt_error(rt.cuInit(0));

@@ -202,3 +202,38 @@ RT(cudaDeviceSetGraphMemAttribute, (int device, enum cudaGraphMemAttributeType a
 {
     RT_CALL(rt.cuDeviceSetGraphMemAttribute(device, (CUgraphMem_attribute)attr, value));
 }
+
+/* ---- what is kept alive with a graph, and its picture */
+
+RT(cudaUserObjectCreate,
+   (cudaUserObject_t * object_out, void *ptr, cudaHostFn_t destroy, unsigned int initialRefcount, unsigned int flags),
+   (object_out, ptr, destroy, initialRefcount, flags))
+{
+    RT_CALL(rt.cuUserObjectCreate((CUuserObject *)object_out, ptr, destroy, initialRefcount, flags));
+}
+
+RT(cudaUserObjectRetain, (cudaUserObject_t object, unsigned int count), (object, count))
+{
+    RT_CALL(rt.cuUserObjectRetain((CUuserObject)object, count));
+}
+
+RT(cudaUserObjectRelease, (cudaUserObject_t object, unsigned int count), (object, count))
+{
+    RT_CALL(rt.cuUserObjectRelease((CUuserObject)object, count));
+}
+
+RT(cudaGraphRetainUserObject, (cudaGraph_t graph, cudaUserObject_t object, unsigned int count, unsigned int flags),
+   (graph, object, count, flags))
+{
+    RT_CALL(rt.cuGraphRetainUserObject(graph, (CUuserObject)object, count, flags));
+}
+
+RT(cudaGraphReleaseUserObject, (cudaGraph_t graph, cudaUserObject_t object, unsigned int count), (graph, object, count))
+{
+    RT_CALL(rt.cuGraphReleaseUserObject(graph, (CUuserObject)object, count));
+}
+
+RT(cudaGraphDebugDotPrint, (cudaGraph_t graph, const char *path, unsigned int flags), (graph, path, flags))
+{
+    RT_CALL(rt.cuGraphDebugDotPrint(graph, path, flags));
+}

@@ -215,3 +215,65 @@ RT(cudaGraphAddEventWaitNode, (NODE_PLACE, cudaEvent_t event), (NODE_ARGS, event
 {
     RT_CALL(rt.cuGraphAddEventWaitNode(NODE_ARGS, event));
 }
+
+#define EVENT_NODE(what) \
+    RT(cudaGraph##what##NodeGetEvent, (cudaGraphNode_t node, cudaEvent_t *event_out), (node, event_out)) \
+    { \
+        RT_CALL(rt.cuGraph##what##NodeGetEvent(node, event_out)); \
+    } \
+    RT(cudaGraph##what##NodeSetEvent, (cudaGraphNode_t node, cudaEvent_t event), (node, event)) \
+    { \
+        RT_CALL(rt.cuGraph##what##NodeSetEvent(node, event)); \
+    } \
+    RT(cudaGraphExec##what##NodeSetEvent, (cudaGraphExec_t hGraphExec, cudaGraphNode_t hNode, cudaEvent_t event), \
+       (hGraphExec, hNode, event)) \
+    { \
+        RT_CALL(rt.cuGraphExec##what##NodeSetEvent(hGraphExec, hNode, event)); \
+    }
+
+EVENT_NODE(EventRecord)
+EVENT_NODE(EventWait)
+
+/* ---- attributes of kernel nodes; memory nodes */
+
+_Static_assert(sizeof(cudaLaunchAttributeValue) == sizeof(CUkernelNodeAttrValue), "the runtime's launch attributes are the driver's");
+
+RT(cudaGraphKernelNodeCopyAttributes, (cudaGraphNode_t hDst, cudaGraphNode_t hSrc), (hDst, hSrc))
+{
+    RT_CALL(rt.cuGraphKernelNodeCopyAttributes(hDst, hSrc));
+}
+
+RT(cudaGraphKernelNodeGetAttribute, (cudaGraphNode_t hNode, cudaLaunchAttributeID attr, cudaLaunchAttributeValue *value_out),
+   (hNode, attr, value_out))
+{
+    RT_CALL(rt.cuGraphKernelNodeGetAttribute(hNode, (CUkernelNodeAttrID)attr, (CUkernelNodeAttrValue *)value_out));
+}
+
+RT(cudaGraphKernelNodeSetAttribute, (cudaGraphNode_t hNode, cudaLaunchAttributeID attr, const cudaLaunchAttributeValue *value),
+   (hNode, attr, value))
+{
+    RT_CALL(rt.cuGraphKernelNodeSetAttribute(hNode, (CUkernelNodeAttrID)attr, (const CUkernelNodeAttrValue *)value));
+}
+
+_Static_assert(sizeof(struct cudaMemAllocNodeParams) == sizeof(CUDA_MEM_ALLOC_NODE_PARAMS_v1),
+               "the runtime's allocation parameters are the driver's");
+
+RT(cudaGraphAddMemAllocNode, (NODE_PLACE, struct cudaMemAllocNodeParams *nodeParams), (NODE_ARGS, nodeParams))
+{
+    RT_CALL(rt.cuGraphAddMemAllocNode(NODE_ARGS, (CUDA_MEM_ALLOC_NODE_PARAMS_v1 *)nodeParams));
+}
+
+RT(cudaGraphMemAllocNodeGetParams, (cudaGraphNode_t node, struct cudaMemAllocNodeParams *params_out), (node, params_out))
+{
+    RT_CALL(rt.cuGraphMemAllocNodeGetParams(node, (CUDA_MEM_ALLOC_NODE_PARAMS_v1 *)params_out));
+}
+
+RT(cudaGraphAddMemFreeNode, (NODE_PLACE, void *dptr), (NODE_ARGS, dptr))
+{
+    RT_CALL(rt.cuGraphAddMemFreeNode(NODE_ARGS, (CUdeviceptr)(uintptr_t)dptr));
+}
+
+RT(cudaGraphMemFreeNodeGetParams, (cudaGraphNode_t node, void *dptr_out), (node, dptr_out))
+{
+    RT_CALL(rt.cuGraphMemFreeNodeGetParams(node, (CUdeviceptr *)dptr_out));
+}

@@ -49,15 +49,20 @@ RT_SZ(cudaLaunchCooperativeKernel,
 
 _Static_assert(sizeof(cudaLaunchAttribute) == sizeof(CUlaunchAttribute), "the runtime's launch attributes are the driver's");
 
+static CUlaunchConfig configuration(const cudaLaunchConfig_t *config)
+{
+    return (CUlaunchConfig){config->gridDim.x,  config->gridDim.y,  config->gridDim.z, config->blockDim.x, config->blockDim.y,
+                            config->blockDim.z, (unsigned)config->dynamicSmemBytes, config->stream, (CUlaunchAttribute *)config->attrs,
+                            config->numAttrs};
+}
+
 RT_SZ(cudaLaunchKernelExC, (const cudaLaunchConfig_t *config, const void *func, void **args), (config, func, args))
 {
     CUfunction f;
     if (!config || config->dynamicSmemBytes > UINT32_MAX)
         return cudaErrorInvalidValue;
     RT_NEED(rt_function(func, &f));
-    CUlaunchConfig c = {config->gridDim.x,  config->gridDim.y,  config->gridDim.z, config->blockDim.x, config->blockDim.y,
-                        config->blockDim.z, (unsigned)config->dynamicSmemBytes, config->stream, (CUlaunchAttribute *)config->attrs,
-                        config->numAttrs};
+    CUlaunchConfig c = configuration(config);
     return rt_error(rt.cuLaunchKernelEx[pt](&c, f, args, NULL));
 }
 
@@ -154,4 +159,26 @@ RT(cudaOccupancyAvailableDynamicSMemPerBlock, (size_t * dynamicSmemSize, const v
     CUfunction f;
     RT_NEED(rt_function(func, &f));
     return rt_error(rt.cuOccupancyAvailableDynamicSMemPerBlock(dynamicSmemSize, f, numBlocks, blockSize));
+}
+
+RT(cudaOccupancyMaxActiveClusters, (int *numClusters, const void *func, const cudaLaunchConfig_t *launchConfig),
+   (numClusters, func, launchConfig))
+{
+    CUfunction f;
+    if (!launchConfig || launchConfig->dynamicSmemBytes > UINT32_MAX)
+        return cudaErrorInvalidValue;
+    RT_NEED(rt_function(func, &f));
+    CUlaunchConfig c = configuration(launchConfig);
+    return rt_error(rt.cuOccupancyMaxActiveClusters(numClusters, f, &c));
+}
+
+RT(cudaOccupancyMaxPotentialClusterSize, (int *clusterSize, const void *func, const cudaLaunchConfig_t *launchConfig),
+   (clusterSize, func, launchConfig))
+{
+    CUfunction f;
+    if (!launchConfig || launchConfig->dynamicSmemBytes > UINT32_MAX)
+        return cudaErrorInvalidValue;
+    RT_NEED(rt_function(func, &f));
+    CUlaunchConfig c = configuration(launchConfig);
+    return rt_error(rt.cuOccupancyMaxPotentialClusterSize(clusterSize, f, &c));
 }

@@ -237,3 +237,46 @@ RT(cudaIpcCloseMemHandle, (void *devPtr), (devPtr))
 {
     RT_CALL(rt.cuIpcCloseMemHandle(ptr(devPtr)));
 }
+
+RT(cudaMalloc3D, (struct cudaPitchedPtr * pitchedDevPtr, struct cudaExtent extent), (pitchedDevPtr, extent))
+{
+    void *p;
+    size_t pitch;
+    if (!pitchedDevPtr)
+        return cudaErrorInvalidValue;
+    RT_NEED(body_cudaMallocPitch(&p, &pitch, extent.width, extent.height * extent.depth));
+    *pitchedDevPtr = (struct cudaPitchedPtr){p, pitch, extent.width, extent.height};
+    return cudaSuccess;
+}
+
+RT(cudaMemPoolGetAccess, (enum cudaMemAccessFlags * flags, cudaMemPool_t memPool, struct cudaMemLocation *location),
+   (flags, memPool, location))
+{
+    RT_CALL(rt.cuMemPoolGetAccess((CUmemAccess_flags *)flags, memPool, (CUmemLocation *)location));
+}
+
+RT(cudaMemPoolExportToShareableHandle,
+   (void *shareableHandle, cudaMemPool_t memPool, enum cudaMemAllocationHandleType handleType, unsigned int flags),
+   (shareableHandle, memPool, handleType, flags))
+{
+    RT_CALL(rt.cuMemPoolExportToShareableHandle(shareableHandle, memPool, (CUmemAllocationHandleType)handleType, flags));
+}
+
+RT(cudaMemPoolImportFromShareableHandle,
+   (cudaMemPool_t * memPool, void *shareableHandle, enum cudaMemAllocationHandleType handleType, unsigned int flags),
+   (memPool, shareableHandle, handleType, flags))
+{
+    RT_CALL(rt.cuMemPoolImportFromShareableHandle(memPool, shareableHandle, (CUmemAllocationHandleType)handleType, flags));
+}
+
+_Static_assert(sizeof(struct cudaMemPoolPtrExportData) == sizeof(CUmemPoolPtrExportData), "the runtime's export data are the driver's");
+
+RT(cudaMemPoolExportPointer, (struct cudaMemPoolPtrExportData * exportData, void *p), (exportData, p))
+{
+    RT_CALL(rt.cuMemPoolExportPointer((CUmemPoolPtrExportData *)exportData, ptr(p)));
+}
+
+RT(cudaMemPoolImportPointer, (void **p, cudaMemPool_t memPool, struct cudaMemPoolPtrExportData *exportData), (p, memPool, exportData))
+{
+    RT_CALL(rt.cuMemPoolImportPointer((CUdeviceptr *)p, memPool, (CUmemPoolPtrExportData *)exportData));
+}

@@ -3,6 +3,8 @@
  */
 #include "rt.h"
 
+#include <string.h>
+
 RT(cudaStreamCreate, (cudaStream_t * pStream), (pStream))
 {
     RT_CALL(rt.cuStreamCreate(pStream, CU_STREAM_DEFAULT));
@@ -150,4 +152,88 @@ RT_SZ(cudaStreamGetCaptureInfo_v3,
 RT(cudaThreadExchangeStreamCaptureMode, (enum cudaStreamCaptureMode * mode), (mode))
 {
     RT_CALL(rt.cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)mode));
+}
+
+/* ---- the rarer entries */
+
+RT_SZ(cudaStreamAddCallback, (cudaStream_t stream, cudaStreamCallback_t callback, void *userData, unsigned int flags),
+      (stream, callback, userData, flags))
+{
+    /* The two kinds of callback differ in the name of the error's type only. */
+    RT_CALL(rt.cuStreamAddCallback[pt](stream, (CUstreamCallback)(uintptr_t)callback, userData, flags));
+}
+
+RT_SZ(cudaStreamGetId, (cudaStream_t hStream, unsigned long long *streamId), (hStream, streamId))
+{
+    RT_CALL(rt.cuStreamGetId[pt](hStream, streamId));
+}
+
+_Static_assert(sizeof(cudaStreamAttrValue) == sizeof(CUstreamAttrValue), "the runtime's stream attributes are the driver's");
+
+RT_SZ(cudaStreamCopyAttributes, (cudaStream_t dst, cudaStream_t src), (dst, src))
+{
+    RT_CALL(rt.cuStreamCopyAttributes[pt](dst, src));
+}
+
+RT_SZ(cudaStreamGetAttribute, (cudaStream_t hStream, cudaStreamAttrID attr, cudaStreamAttrValue *value_out), (hStream, attr, value_out))
+{
+    RT_CALL(rt.cuStreamGetAttribute[pt](hStream, (CUstreamAttrID)attr, (CUstreamAttrValue *)value_out));
+}
+
+RT_SZ(cudaStreamSetAttribute, (cudaStream_t hStream, cudaStreamAttrID attr, const cudaStreamAttrValue *value), (hStream, attr, value))
+{
+    RT_CALL(rt.cuStreamSetAttribute[pt](hStream, (CUstreamAttrID)attr, (const CUstreamAttrValue *)value));
+}
+
+RT_SZ(cudaStreamBeginCaptureToGraph,
+      (cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t *dependencies, const cudaGraphEdgeData *dependencyData,
+       size_t numDependencies, enum cudaStreamCaptureMode mode),
+      (stream, graph, dependencies, dependencyData, numDependencies, mode))
+{
+    RT_CALL(rt.cuStreamBeginCaptureToGraph[pt](stream, graph, dependencies, (const CUgraphEdgeData *)dependencyData, numDependencies,
+                                               (CUstreamCaptureMode)mode));
+}
+
+#if CUDART_VERSION >= 13000
+RT_SZ(cudaStreamUpdateCaptureDependencies,
+#else
+RT_SZ(cudaStreamUpdateCaptureDependencies,
+      (cudaStream_t stream, cudaGraphNode_t *dependencies, size_t numDependencies, unsigned int flags),
+      (stream, dependencies, numDependencies, flags))
+{
+    RT_CALL(rt.cuStreamUpdateCaptureDependencies[pt](stream, dependencies, NULL, numDependencies, flags));
+}
+
+RT_API cudaError_t cudaStreamUpdateCaptureDependencies_v2_ptsz(cudaStream_t stream, cudaGraphNode_t *dependencies,
+                                                               const cudaGraphEdgeData *dependencyData, size_t numDependencies,
+                                                               unsigned int flags);
+RT_SZ(cudaStreamUpdateCaptureDependencies_v2,
+#endif
+      (cudaStream_t stream, cudaGraphNode_t *dependencies, const cudaGraphEdgeData *dependencyData, size_t numDependencies,
+       unsigned int flags),
+      (stream, dependencies, dependencyData, numDependencies, flags))
+{
+    RT_CALL(rt.cuStreamUpdateCaptureDependencies[pt](stream, dependencies, (const CUgraphEdgeData *)dependencyData, numDependencies,
+                                                     flags));
+}
+
+#if CUDART_VERSION < 13000
+RT(cudaEventElapsedTime_v2, (float *ms, cudaEvent_t start, cudaEvent_t end), (ms, start, end))
+{
+    RT_CALL(rt.cuEventElapsedTime(ms, start, end));
+}
+#endif
+
+_Static_assert(sizeof(cudaIpcEventHandle_t) == sizeof(CUipcEventHandle), "the runtime's IPC handles are the driver's");
+
+RT(cudaIpcGetEventHandle, (cudaIpcEventHandle_t * handle, cudaEvent_t event), (handle, event))
+{
+    RT_CALL(rt.cuIpcGetEventHandle((CUipcEventHandle *)handle, event));
+}
+
+RT(cudaIpcOpenEventHandle, (cudaEvent_t * event, cudaIpcEventHandle_t handle), (event, handle))
+{
+    CUipcEventHandle h;
+    memcpy(&h, &handle, sizeof h);
+    RT_CALL(rt.cuIpcOpenEventHandle(event, h));
 }
