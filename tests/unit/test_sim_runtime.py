@@ -58,3 +58,18 @@ def test_cublas_has_the_names_of_its_table(sim_dir: Path, library: str, major: i
     ours = exported(sim_dir / f"{library}.so.{major}")
     assert set(ours) == wanted
     assert set(ours.values()) == {f"{library}.so.{major}"}
+
+
+@pytest.mark.parametrize("major", [12, 13])
+def test_each_runtime_keeps_to_its_own_headers(run_sim, c_program, sim_dir, cuda_include, major):
+    """What differs between the two: names with a version, layouts, defaults."""
+    headers = [f"-I{cuda_include}"]
+    if major == 12:  # that wheel lacks the folder crt; a folder named so too is not looked at for its -I
+        older = Path(list(pytest.importorskip("nvidia.cuda_runtime").__path__)[0]) / "include"
+        headers = [f"-isystem{older}", f"-idirafter{cuda_include}"]
+    flags = [*headers, f"-L{sim_dir}", f"-l:libcudart.so.{major}"]
+    program = c_program("runtime_both.c", link_libcuda=False, flags=flags, name=f"runtime_{major}")
+    for shim in (False, True):
+        result = run_sim([program], vram="64M", shim=shim, sim={"STUB_LOG": "stubs"}).ok()
+        assert int(result.stdout) // 1000 == major, str(result)
+        assert not (run_sim.tmp_path / "stubs").exists(), (run_sim.tmp_path / "stubs").read_text()
