@@ -49,6 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
     config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
     config.addinivalue_line("markers", "no_sanitizer(reason): cannot run on a sanitizer's build, and why")
+    # Here and not in tests/conformance: its helpers use them before its own conftest is configured.
+    config.addinivalue_line("markers", "belief(id, ...): decides these rows of csrc/simgpu/BELIEFS.md")
+    config.addinivalue_line("markers", "own_process: runs in a process of its own")
+    config.addinivalue_line("markers", "shim_differs(reason): libspillshim.so answers otherwise, on purpose")
     config.addinivalue_line("markers", "stubs(name, ...): run_sim may reach these unimplemented entries of the simulated driver")
 
 

@@ -48,10 +48,8 @@ def test_a_stub_that_is_reached_names_itself_and_fails_the_test(run_sim, c_progr
 
 
 def test_the_table_of_calls_notices_more_and_less(tmp_path, monkeypatch, calls):
-    import conftest  # tests/clients/conftest.py
-
     table = tmp_path / "CALLS.md"
-    monkeypatch.setattr(conftest, "TABLE", table)
+    monkeypatch.setitem(type(calls).check.__globals__, "TABLE", table)
     monkeypatch.setenv("SPILLSHIM_WRITE_CALLS", "1")
     calls.trace.write_text("1 1 0 - cuInit\n1 1 0 - cuMemAlloc_v2\n")
     calls.names.write_text("cudaMalloc\ncublasCreate_v2\n")

@@ -48,9 +48,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for line in ("belief(id, ...): decides these rows of csrc/simgpu/BELIEFS.md", "own_process: runs in a process of its own",
-                 "shim_differs(reason): libspillshim.so answers otherwise, on purpose"):  # fmt: skip
-        config.addinivalue_line("markers", line)
     if config.getoption("shim", False):
         preload(config)
     config.stash[SUITE] = Suite(config)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FUZZ = REPOSITORY / "tests" / "fuzz"
 SIMGPU = REPOSITORY / "csrc" / "simgpu"
 READERS = ["code_image.c", "fatbin.c", "elf.c", "ptx.c", "compress.c"]
