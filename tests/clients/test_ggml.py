@@ -79,3 +79,10 @@ def test_it_decodes_past_the_end_of_vram(decode, calls):
     assert sum(one["spilled"]["bytes_peak"] for one in result.stats) > 64 << 20, result.stats
     assert replays(calls.trace) >= TOKENS - 2
     calls.no_stub()
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_it_decodes_whatever_the_driver_turns_out_to_do(decode, calls, seed):
+    """Beliefs that no GPU has confirmed, held otherwise."""
+    check(decode(vram=SMALL, sim={**calls.sim, "DOUBT": seed}))
+    calls.no_stub()

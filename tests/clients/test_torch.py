@@ -75,3 +75,11 @@ def test_it_works_past_the_end_of_vram(work, calls, case):
     check(result)
     assert sum(one["spilled"]["bytes_peak"] for one in result.stats) > 64 << 20, result.stats
     calls.no_stub()
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.parametrize("case", ["expandable_segments", "cudaMallocAsync", "captured graph"])
+def test_it_works_whatever_the_driver_turns_out_to_do(work, calls, case, seed):
+    """Beliefs that no GPU has confirmed, held otherwise."""
+    check(work(case, vram=SMALL, shim=True, sim={**calls.sim, "DOUBT": seed}))
+    calls.no_stub()
