@@ -73,3 +73,11 @@ def test_each_runtime_keeps_to_its_own_headers(run_sim, c_program, sim_dir, cuda
         result = run_sim([program], vram="64M", shim=shim, sim={"STUB_LOG": "stubs"}).ok()
         assert int(result.stdout) // 1000 == major, str(result)
         assert not (run_sim.tmp_path / "stubs").exists(), (run_sim.tmp_path / "stubs").read_text()
+
+
+@pytest.mark.parametrize("shim", [False, True])
+def test_two_devices_and_two_processes(run_sim, c_program, sim_dir, shim):
+    program = c_program("runtime_machine.c", link_libcuda=False, flags=[f"-L{sim_dir}", "-l:libcudart.so.13"])
+    result = run_sim([program], vram="64M", shim=shim, sim={"DEVICES": "2", "STUB_LOG": "stubs"}).ok()
+    assert result.stdout == "ok\n", str(result)
+    assert not (run_sim.tmp_path / "stubs").exists(), (run_sim.tmp_path / "stubs").read_text()
