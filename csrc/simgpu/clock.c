@@ -16,7 +16,11 @@ static bool closed(const struct sim_map *m, CUcontext c)
 {
     if (m->kind == SIM_MAP_VMM)
         return !(m->devices >> c->device & 1);
-    return m->kind == SIM_MAP_DEVICE && m->device != c->device && !(c->peers >> m->device & 1);
+    if (m->kind == SIM_MAP_IPC)
+        return m->ctx != c && m->device != c->device;
+    if (m->kind == SIM_MAP_POOLED)
+        return m->device != c->device && !(m->pool && sim_pool_open_to(m->pool, c->device));
+    return m->kind == SIM_MAP_DEVICE && m->device != c->device && !sim_peer_enabled(c, m->ctx);
 }
 
 /* The map of the driver that holds the address, or the gap between two. */
@@ -52,6 +56,11 @@ void sim_touch(const void *address, size_t bytes)
     if (__builtin_expect(p < at->base || p >= at->end, 0))
         *at = find(a, p);
     a->bytes[at->tier] += bytes;
+}
+
+CUcontext sim_running_context(void)
+{
+    return counting ? counting->context : NULL;
 }
 
 void sim_account_begin(struct sim_account *a, CUcontext context)

@@ -201,6 +201,8 @@ struct sim_account {
 };
 void sim_account_begin(struct sim_account *a, CUcontext context); /* this thread's launch starts */
 void sim_account_end(struct sim_account *a);   /* charge its simulated time to the running task */
+CUcontext sim_running_context(void);           /* of the kernel that this thread runs; NULL: none */
+void sim_condition_set(unsigned long long handle, unsigned value); /* told by companions (graph_condition.c) */
 void sim_touch(const void *address, size_t bytes); /* told by accounting companions */
 
 /* What a launch or an attribute query gets: a CUfunction, or a CUkernel cast to one (cuda.h, cuLaunchKernel), which means

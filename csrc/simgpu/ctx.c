@@ -97,6 +97,11 @@ static CUresult context_of(CUcontext given, CUcontext *out)
 
 /* ---- primary contexts */
 
+static bool flags_ok(unsigned flags)
+{
+    return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) && __builtin_popcount(flags & CU_CTX_SCHED_MASK) <= 1;
+}
+
 SIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
 {
     SIM_ENTRY();
@@ -171,7 +176,7 @@ static CUresult primary_flags(CUdevice dev, unsigned flags)
 {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    if (flags & ~(unsigned)CU_CTX_FLAGS_MASK || __builtin_popcount(flags & CU_CTX_SCHED_MASK) > 1)
+    if (!flags_ok(flags))
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = CUDA_SUCCESS;
     sim_take();
@@ -225,7 +230,7 @@ SIM_API CUresult cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, i
 static CUresult create(CUcontext *pctx, unsigned flags, CUdevice dev, unsigned api)
 {
     struct sim_thread *t = sim_self();
-    if (!pctx || !t || t->depth == sizeof t->stack / sizeof *t->stack)
+    if (!pctx || !flags_ok(flags) || !t || t->depth == sizeof t->stack / sizeof *t->stack)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
@@ -243,17 +248,53 @@ SIM_API CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice de
     return create(pctx, flags, dev, 3020);
 }
 
+/* A share of the multiprocessors is MPS' to give (cuda.h, cuCtxCreate_v3), and this machine has no MPS. */
+static CUresult affinity(const CUexecAffinityParam *params, int count)
+{
+    if (count < 0 || !params != !count)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (int i = 0; i < count; i++)
+        if (params[i].type != CU_EXEC_AFFINITY_TYPE_SM_COUNT || !params[i].param.smCount.val)
+            return CUDA_ERROR_INVALID_VALUE;
+    return count ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuDeviceGetExecAffinitySupport(int *pi, CUexecAffinityType type, CUdevice dev)
+{
+    SIM_ENTRY();
+    if (!pi || type != CU_EXEC_AFFINITY_TYPE_SM_COUNT)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *pi = 0;
+    return CUDA_SUCCESS;
+}
+
+SIM_API CUresult cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type)
+{
+    SIM_ENTRY();
+    CUcontext c;
+    CUresult r = sim_current(&c);
+    if (!r && (!pExecAffinity || type != CU_EXEC_AFFINITY_TYPE_SM_COUNT))
+        r = CUDA_ERROR_INVALID_VALUE;
+    return r ? r : CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+}
+
 SIM_API CUresult cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags, CUdevice dev)
 {
     SIM_ENTRY();
-    return paramsArray || numParams ? CUDA_ERROR_NOT_SUPPORTED : create(pctx, flags, dev, 3020);
+    CUresult r = affinity(paramsArray, numParams);
+    return r ? r : create(pctx, flags, dev, 3020);
 }
 
 SIM_API CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev)
 {
     SIM_ENTRY();
-    return ctxCreateParams && (ctxCreateParams->numExecAffinityParams || ctxCreateParams->cigParams)
-               ? CUDA_ERROR_NOT_SUPPORTED : create(pctx, flags, dev, 3020);
+    CUctxCreateParams none = {0}, *p = ctxCreateParams ? ctxCreateParams : &none;
+    if (p->cigParams) /* CU_DEVICE_ATTRIBUTE_D3D12_CIG_SUPPORTED and its like are 0 */
+        return p->execAffinityParams || p->numExecAffinityParams ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
+    CUresult r = affinity(p->execAffinityParams, p->numExecAffinityParams);
+    return r ? r : create(pctx, flags, dev, 3020);
 }
 
 static CUresult destroy(CUcontext ctx)
@@ -527,45 +568,6 @@ SIM_API CUresult cuCtxResetPersistingL2Cache(void)
     SIM_ENTRY();
     CUcontext c;
     return sim_current(&c);
-}
-
-static CUresult peer(CUcontext peerContext, unsigned flags, bool enable)
-{
-    CUcontext c;
-    CUresult r = sim_current(&c);
-    if (r)
-        return r;
-    if (flags)
-        return CUDA_ERROR_INVALID_VALUE;
-    sim_take();
-    CUcontext p = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)peerContext);
-    if (!p || p == c) {
-        r = CUDA_ERROR_INVALID_CONTEXT;
-    } else if (p->device == c->device) {
-        r = CUDA_ERROR_INVALID_DEVICE;
-    } else {
-        unsigned bit = 1u << p->device;
-        if (enable)
-            r = c->peers & bit ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_SUCCESS;
-        else
-            r = c->peers & bit ? CUDA_SUCCESS : CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
-        if (!r)
-            c->peers ^= bit;
-    }
-    sim_give();
-    return r;
-}
-
-SIM_API CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags)
-{
-    SIM_ENTRY();
-    return peer(peerContext, Flags, true);
-}
-
-SIM_API CUresult cuCtxDisablePeerAccess(CUcontext peerContext)
-{
-    SIM_ENTRY();
-    return peer(peerContext, 0, false);
 }
 
 /* ---- waiting */

@@ -284,25 +284,3 @@ SIM_API CUresult cuDeviceGetProperties(CUdevprop *prop, CUdevice dev)
                         .clockRate = 1000000, .textureAlign = 512};
     return CUDA_SUCCESS;
 }
-
-SIM_API CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDev)
-{
-    SIM_ENTRY();
-    if (!canAccessPeer)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(dev) || !sim_device_ok(peerDev))
-        return CUDA_ERROR_INVALID_DEVICE;
-    *canAccessPeer = dev != peerDev;
-    return CUDA_SUCCESS;
-}
-
-SIM_API CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute attrib, CUdevice srcDevice, CUdevice dstDevice)
-{
-    SIM_ENTRY();
-    if (!value || (int)attrib < CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(srcDevice) || !sim_device_ok(dstDevice) || srcDevice == dstDevice)
-        return CUDA_ERROR_INVALID_DEVICE;
-    *value = attrib == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED;
-    return CUDA_SUCCESS;
-}

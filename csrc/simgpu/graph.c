@@ -2,7 +2,8 @@
 /* Graphs: nodes, edges, clones. Called by applications and by capture.c; what nodes do is graph_params.c, node entries are
  * graph_nodes.c, executables graph_exec.c.
  * Rules: edges keep the order in which they were made, because updates pair graphs by it (cuda.h, cuGraphExecUpdate). A graph
- * with allocation or free nodes loses no node and no edge, is not cloned, and is instantiated once at a time.
+ * with allocation or free nodes loses no node and no edge; one with these or conditional nodes is not cloned, and is
+ * instantiated once at a time.
  */
 #include "faults.h"
 #include "graph.h"
@@ -24,12 +25,14 @@ void sim_act_hold(const struct sim_act *a)
         sim_work_ref(a->work);
     if (a->alloc)
         sim_graph_alloc_hold(a->alloc);
+    sim_condition_hold(a->condition);
 }
 
 void sim_act_drop(const struct sim_act *a)
 {
     sim_work_drop(a->work);
     sim_graph_alloc_drop(a->alloc);
+    sim_condition_drop(a->condition);
 }
 
 CUgraph sim_graph_new(void)
@@ -103,6 +106,7 @@ static void node_free(CUgraphNode n)
     sim_act_drop(&n->act);
     if (n->child)
         sim_graph_free(n->child);
+    free(n->bodies);
     free(n->needs);
     free(n->edges);
     free(n->view);
@@ -113,6 +117,7 @@ void sim_graph_free(CUgraph g)
 {
     for (unsigned i = 0; i < g->count; i++)
         node_free(g->nodes[i]);
+    sim_conditions_drop(g->conditions);
     sim_user_refs_drop(g->objects);
     free(g->nodes);
     free(g);
@@ -257,7 +262,7 @@ SIM_API CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph)
     CUgraph copy = NULL;
     sim_take();
     CUgraph g = phGraphClone ? sim_graph_of(originalGraph) : NULL;
-    CUresult r = !g || g->memory ? CUDA_ERROR_INVALID_VALUE : sim_graph_clone(g, &copy);
+    CUresult r = !g || g->memory || g->conditional ? CUDA_ERROR_INVALID_VALUE : sim_graph_clone(g, &copy);
     if (r && copy)
         sim_graph_forget(copy);
     if (!r)
@@ -309,6 +314,7 @@ SIM_API CUresult cuGraphDestroyNode(CUgraphNode hNode)
         }
         g->count = kept;
         sim_object_drop(SIM_NODE, (uint64_t)(uintptr_t)n);
+        sim_condition_unuse(&n->act);
         if (n->child)
             sim_graph_forget(n->child);
     }

@@ -16,6 +16,8 @@ struct sim_act {
     CUcontext ctx;                  /* where it runs; NULL: anywhere */
     CUevent event;                  /* record, wait; checked when it is used */
     struct sim_graph_alloc *alloc;  /* allocation, free; held */
+    struct sim_condition *condition; /* conditional; held */
+    CUgraphConditionalNodeType branch;
 };
 /* What parameters are asked of (NULL: an act without operation). */
 const struct sim_op *sim_act_op(const struct sim_act *a);
@@ -25,7 +27,8 @@ void sim_act_drop(const struct sim_act *a); /* no lock held: the last holder of 
 struct CUgraphNode_st {
     CUgraph graph;
     struct sim_act act;
-    CUgraph child;          /* CU_GRAPH_NODE_TYPE_GRAPH: owned */
+    CUgraph child;          /* CU_GRAPH_NODE_TYPE_GRAPH, and of CONDITIONAL what holds its bodies: owned */
+    CUgraph *bodies;        /* conditional: as the application sees them */
     CUgraphNode *needs;     /* in the order in which the edges were made */
     CUgraphEdgeData *edges; /* of needs */
     unsigned needed;
@@ -40,7 +43,9 @@ struct CUgraph_st {
     unsigned count, room, next_id;
     uint64_t id, original;
     bool memory;        /* holds allocation or free nodes, itself or in a child */
+    bool conditional;   /* holds conditional nodes, itself or in a body */
     bool instantiated;  /* with such nodes: an executable of it exists */
+    struct sim_condition *conditions; /* made for it; held */
     CUgraphNode parent; /* the node that owns it, NULL: the application does */
     bool moved;         /* its ownership was given to the parent (not cloned into it) */
     struct sim_user_ref *objects;
@@ -121,6 +126,22 @@ void sim_graph_alloc_close(struct sim_graph_alloc *a); /* the free node */
 struct sim_graph_alloc *sim_graph_alloc_claim(struct sim_map *m);
 struct sim_op sim_graph_alloc_close_op(struct sim_graph_alloc *a);
 
+/* ---- conditional nodes (graph_condition.c) */
+void sim_condition_hold(struct sim_condition *c); /* NULL: nothing */
+void sim_condition_drop(struct sim_condition *c); /* no lock held, unless it is not the last */
+void sim_conditions_drop(struct sim_condition *list); /* a graph's; no lock held */
+/* A conditional node for the graph; the reference is the caller's. INVALID_VALUE: the handle is taken, or of another graph or
+ * context. No lock held. */
+CUresult sim_condition_act(const CUDA_CONDITIONAL_NODE_PARAMS *p, CUgraph into, struct sim_act *out);
+/* [locked] Its bodies, and the child that holds them (also on failure: to be forgotten and freed). The node has its handle now. */
+CUresult sim_condition_bodies(CUgraph g, const struct sim_act *act, unsigned size, CUgraph **bodies, CUgraph *child);
+void sim_condition_unuse(const struct sim_act *act); /* [locked] the node goes */
+void sim_condition_params(const struct sim_act *act, CUgraph child, CUgraph *bodies, CUDA_CONDITIONAL_NODE_PARAMS *out); /* [locked] */
+CUgraphInstantiateResult sim_conditions_check(CUgraph g, CUgraphNode *bad); /* [locked] */
+struct sim_slot;
+void sim_condition_begin(struct sim_slot *s, void *arg); /* a launch begins: handles get their initial values */
+bool sim_condition_next(const struct sim_slot *s, unsigned turn, unsigned *body); /* which body runs next; false: none */
+
 /* ---- user objects (graph_object.c) */
 struct sim_user_ref {
     struct sim_user_ref *next;
@@ -161,6 +182,7 @@ struct CUgraphExec_st {
     struct sim_program *program;
     unsigned long long flags;
     uint64_t id, graph; /* of the graph it was made from */
+    bool conditional;
     bool memory, mapped; /* mapped: its allocations have been backed by a launch or an upload */
     struct sim_task *last; /* its newest launch */
 };

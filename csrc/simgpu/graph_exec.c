@@ -60,7 +60,12 @@ static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long
     e->flags = flags;
     sim_take();
     CUgraph g = sim_graph_of(handle);
-    CUresult r = !g || g->moved || (g->memory && g->instantiated) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    CUresult r = !g || g->moved || ((g->memory || g->conditional) && g->instantiated) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    CUgraphInstantiateResult conditions = r ? CUDA_GRAPH_INSTANTIATE_SUCCESS : sim_conditions_check(g, bad);
+    if (conditions) {
+        *why = conditions;
+        r = CUDA_ERROR_INVALID_VALUE;
+    }
     if (!r && (r = sim_program_new(g, &e->program, bad)) == CUDA_ERROR_INVALID_VALUE)
         *why = CUDA_GRAPH_INSTANTIATE_INVALID_STRUCTURE;
     if (!r && device) {
@@ -78,7 +83,8 @@ static CUresult instantiate(CUgraphExec *out, CUgraph handle, unsigned long long
         e->id = sim_unique();
         e->graph = g->id;
         sim_program_each(e->program, any_memory, &e->memory);
-        g->instantiated |= e->memory;
+        e->conditional = g->conditional;
+        g->instantiated |= e->memory || e->conditional;
         *why = CUDA_GRAPH_INSTANTIATE_SUCCESS;
     }
     sim_give();
@@ -165,7 +171,7 @@ SIM_API CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)
         if (e->mapped)
             sim_program_each(e->program, unmap, NULL);
         struct lookup l = {e->graph, NULL};
-        if (e->memory)
+        if (e->memory || e->conditional)
             sim_object_each(SIM_GRAPH, find_graph, &l);
         if (l.found)
             l.found->instantiated = false;
@@ -234,6 +240,21 @@ static CUresult run_program(struct flight *f, const struct sim_program *p, unsig
     return r;
 }
 
+/* Bodies stand behind each other, and behind the nodes that hold them. */
+static CUresult run_bodies(struct flight *f, const struct sim_slot *s, unsigned children)
+{
+    const struct sim_program *holder = s->child;
+    CUresult r = CUDA_SUCCESS;
+    unsigned body;
+    for (unsigned turn = 0; !r && sim_condition_next(s, turn, &body); turn += !turn) {
+        unsigned at = children + holder->count;
+        for (unsigned i = 0; i < body; i++)
+            at += holder->slots[i].child->total;
+        r = run_program(f, holder->slots[body].child, at);
+    }
+    return r;
+}
+
 static CUresult run_slot(struct flight *f, const struct sim_slot *s, unsigned self, unsigned children)
 {
     struct sim_task *t = f->events[self].task;
@@ -242,6 +263,8 @@ static CUresult run_slot(struct flight *f, const struct sim_slot *s, unsigned se
     switch (s->act.kind) {
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return run_program(f, s->child, children);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+        return run_bodies(f, s, children);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
         if (t)
             sim_promise_keep(t, sim_task_clock());
@@ -267,6 +290,7 @@ static CUresult run_slot(struct flight *f, const struct sim_slot *s, unsigned se
 static CUresult run_flight(void *arg)
 {
     struct flight *f = arg;
+    sim_program_each(f->program, sim_condition_begin, NULL);
     return run_program(f, f->program, 0);
 }
 
@@ -413,8 +437,8 @@ static CUresult captured(CUgraphExec e, CUstream s, CUgraph *waste)
     CUgraphNode n;
     if (s->capture->invalid)
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-    if (e->memory)
-        return CUDA_ERROR_NOT_SUPPORTED; /* a child graph may not hold them unless it is moved */
+    if (e->memory || e->conditional)
+        return CUDA_ERROR_NOT_SUPPORTED; /* a child graph may not hold such nodes */
     CUresult r = sim_program_graph(e->program, &child);
     if (!r)
         r = sim_capture_add(s, (struct sim_act){.kind = CU_GRAPH_NODE_TYPE_GRAPH}, &n);

@@ -8,6 +8,7 @@
 #include "graph.h"
 #include "launch.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* [locked] The graph and the dependencies, each once, of it. */
@@ -32,7 +33,7 @@ static CUresult adopt(CUgraph g, const CUDA_CHILD_GRAPH_NODE_PARAMS *p, CUgraph 
     CUgraph from = sim_graph_of(p->graph);
     bool move = p->ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE;
     if (!from || from == g || from->moved || (move && from->parent) || (!move && p->ownership != CU_GRAPH_CHILD_GRAPH_OWNERSHIP_CLONE) ||
-        (!move && from->memory) || (move && from->instantiated))
+        (!move && from->memory) || from->conditional || (move && from->instantiated))
         return CUDA_ERROR_INVALID_VALUE;
     for (CUgraph up = g; up; up = up->parent ? up->parent->graph : NULL)
         if (up == from)
@@ -49,7 +50,7 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *needs, 
 {
     struct sim_act act;
     CUgraphNode n = NULL;
-    CUgraph child = NULL;
+    CUgraph child = NULL, *bodies = NULL;
     if (!out || !p)
         return CUDA_ERROR_INVALID_VALUE;
     sim_take(); /* before anything is made of the parameters: an allocation node reserves memory */
@@ -62,10 +63,15 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *needs, 
     r = check_needs(g, needs, edges, count, p->type);
     if (!r && p->type == CU_GRAPH_NODE_TYPE_GRAPH)
         r = adopt(g, &p->graph, &child);
+    if (!r && p->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
+        r = sim_condition_bodies(g, &act, p->conditional.size, &bodies, &child);
     if (!r)
         r = sim_graph_add(g, act, needs, edges, (unsigned)count, &n);
     if (n) {
         n->child = child;
+        n->bodies = bodies;
+        if (bodies)
+            p->conditional.phGraph_out = bodies;
         if (child)
             child->parent = n;
         if (child && child->memory)
@@ -73,6 +79,8 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *needs, 
         *out = n;
     } else if (child) {
         sim_graph_forget(child);
+        if (bodies)
+            sim_condition_unuse(&act);
     }
     if (!n && act.kind == CU_GRAPH_NODE_TYPE_MEM_FREE)
         sim_graph_alloc_unfree(act.alloc, g);
@@ -81,6 +89,7 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *needs, 
         sim_act_drop(&act);
         if (child)
             sim_graph_free(child);
+        free(bodies);
     }
     return r;
 }
@@ -186,6 +195,8 @@ static CUresult get(CUgraphNode handle, CUgraphNodeParams *out)
     CUresult r = n ? sim_act_params(&n->act, n->child, out) : CUDA_ERROR_INVALID_VALUE;
     if (!r && out->type == CU_GRAPH_NODE_TYPE_KERNEL)
         r = sim_launch_view_params(&n->view, sim_act_op(&n->act), (CUDA_KERNEL_NODE_PARAMS *)&out->kernel);
+    if (!r && out->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
+        sim_condition_params(&n->act, n->child, n->bodies, &out->conditional);
     sim_give();
     return r;
 }
@@ -280,7 +291,8 @@ static CUresult set(CUgraphNode handle, CUgraphNodeParams *p)
     if (like)
         sim_work_ref(like);
     sim_give();
-    if (!r && (p->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || p->type == CU_GRAPH_NODE_TYPE_MEM_FREE || p->type == CU_GRAPH_NODE_TYPE_GRAPH))
+    if (!r && (p->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || p->type == CU_GRAPH_NODE_TYPE_MEM_FREE || p->type == CU_GRAPH_NODE_TYPE_GRAPH ||
+               p->type == CU_GRAPH_NODE_TYPE_CONDITIONAL))
         r = CUDA_ERROR_NOT_SUPPORTED;
     if (!r)
         r = sim_act_make(p, NULL, like, &act);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What graph nodes do: acts made from CUgraphNodeParams, and the other way. Called by graph_nodes.c, graph_update.c.
  * Rules: one description for all ABIs, CUgraphNodeParams; older entries are put into it. Everything is checked when an act is
- * made, as an operation on a stream would be. Not here: external semaphores, conditional nodes (NOT_SUPPORTED).
+ * made, as an operation on a stream would be. Not here: external semaphores (NOT_SUPPORTED).
  */
 #include "faults.h"
 #include "graph.h"
@@ -94,6 +94,7 @@ static size_t used_by(const CUgraphNodeParams *p)
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC: return sizeof p->alloc;
     case CU_GRAPH_NODE_TYPE_MEM_FREE: return sizeof p->free;
     case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP: return sizeof p->memOp;
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL: return sizeof p->conditional;
     case CU_GRAPH_NODE_TYPE_EMPTY: return 0;
     default: return sizeof p->asBytes; /* refused for what it is */
     }
@@ -126,6 +127,8 @@ CUresult sim_act_make(CUgraphNodeParams *p, CUgraph into, const struct sim_work 
         return make_alloc(&p->alloc, into, out);
     case CU_GRAPH_NODE_TYPE_MEM_FREE:
         return make_free(p->free.dptr, into, out);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+        return sim_condition_act(&p->conditional, into, out);
     case CU_GRAPH_NODE_TYPE_KERNEL: {
         CUDA_KERNEL_NODE_PARAMS kernel;
         memcpy(&kernel, &p->kernel, sizeof kernel);
@@ -167,7 +170,6 @@ CUresult sim_act_make(CUgraphNodeParams *p, CUgraph into, const struct sim_work 
     }
     case CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL:
     case CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT:
-    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
         return CUDA_ERROR_NOT_SUPPORTED;
     default:
         return CUDA_ERROR_INVALID_VALUE;
@@ -229,7 +231,7 @@ CUresult sim_act_params(const struct sim_act *a, CUgraph child, CUgraphNodeParam
     case CU_GRAPH_NODE_TYPE_MEM_FREE:
         out->free.dptr = sim_graph_alloc_address(a->alloc);
         return CUDA_SUCCESS;
-    default: /* empty: nothing to tell */
+    default: /* empty: nothing to tell; conditional: the node tells it */
         return CUDA_SUCCESS;
     }
 }

@@ -100,6 +100,9 @@ static CUgraphExecUpdateResult fits(const struct sim_slot *s, const struct sim_a
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
     case CU_GRAPH_NODE_TYPE_MEM_FREE:
         return s->act.alloc == fresh->alloc ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR_NOT_SUPPORTED;
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL: /* its handle, flags and default are the other graph's from now on */
+        return s->act.ctx == fresh->ctx && s->act.branch == fresh->branch && !sim_doubt(SIM_DOUBT_CONDITION_UPDATE)
+                   ? CU_GRAPH_EXEC_UPDATE_SUCCESS : CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
     default:
         return CU_GRAPH_EXEC_UPDATE_SUCCESS;
     }
@@ -223,6 +226,8 @@ static CUresult update(CUgraphExec handle, CUgraph graph, CUgraphExecUpdateResul
     CUgraphExec e = exec_of(handle);
     CUgraph g = sim_graph_of(graph);
     CUresult r = e && g && !g->moved ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!r && sim_conditions_check(g, &bad))
+        r = CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
     if (!r && (r = sim_program_new(g, &fresh, &bad)) == CUDA_ERROR_INVALID_VALUE)
         r = CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE; /* a circle */
     if (!r && !update_program(e->program, fresh, info))
@@ -283,7 +288,7 @@ static void change_slot(struct sim_slot *s, struct change *c)
         s->operand_count = sim_act_operands(&s->act, s->operands);
     } else if (c->child) {
         CUgraphExecUpdateResultInfo info;
-        if (!s->child || !update_program(s->child, c->child, &info)) {
+        if (s->act.kind != CU_GRAPH_NODE_TYPE_GRAPH || !update_program(s->child, c->child, &info)) {
             c->result = CUDA_ERROR_INVALID_VALUE;
             return;
         }
@@ -359,13 +364,13 @@ static CUresult set(CUgraphExec e, CUgraphNode node, CUgraphNodeParams *p)
 {
     struct sim_act act;
     struct change c = {.node = node, .enabled = -1};
-    if (p->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || p->type == CU_GRAPH_NODE_TYPE_MEM_FREE)
+    if (p->type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || p->type == CU_GRAPH_NODE_TYPE_MEM_FREE || p->type == CU_GRAPH_NODE_TYPE_CONDITIONAL)
         return CUDA_ERROR_NOT_SUPPORTED;
     if (p->type == CU_GRAPH_NODE_TYPE_GRAPH) {
         CUgraphNode bad = NULL;
         sim_take();
         CUgraph g = sim_graph_of(p->graph.graph);
-        CUresult r = g && !g->memory ? sim_program_new(g, &c.child, &bad) : CUDA_ERROR_INVALID_VALUE;
+        CUresult r = g && !g->memory && !g->conditional ? sim_program_new(g, &c.child, &bad) : CUDA_ERROR_INVALID_VALUE;
         sim_give();
         if (!r)
             r = change(e, &c);

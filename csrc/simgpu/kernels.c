@@ -52,6 +52,7 @@ static bool usable(struct companion *c, void *handle)
     if (r->touch)
         *r->touch = sim_touch;
     *r->stop = sim_guard_stop;
+    *r->condition = sim_condition_set;
     c->registry = r;
     return true;
 }

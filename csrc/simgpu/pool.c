@@ -23,6 +23,7 @@ struct CUmemPoolHandle_st {
     struct CUmemPoolHandle_st *next;
     CUmemLocation location;
     int tier; /* device, or SIM_RAM */
+    unsigned devices; /* bit per device whose kernels may reach it (cuMemPoolSetAccess) */
     bool fixed, gone; /* fixed: a device's default pool */
     uint64_t threshold, reserved, reserved_high, used, used_high;
     int reuse[4];
@@ -41,6 +42,7 @@ static CUmemoryPool pool_new(CUmemLocation location)
     }
     p->location = location;
     p->tier = location.type == CU_MEM_LOCATION_TYPE_DEVICE ? location.id : SIM_RAM;
+    p->devices = p->tier >= 0 ? 1u << p->tier : ~0u;
     for (int i = 0; i < 4; i++)
         p->reuse[i] = 1;
     p->next = pools;
@@ -534,16 +536,34 @@ SIM_API CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute at
     return attribute(pool, attr, value, false);
 }
 
+bool sim_pool_open_to(CUmemoryPool p, int device)
+{
+    return p->devices >> device & 1;
+}
+
+/* [locked] */
+static CUresult check_access(CUmemoryPool p, const CUmemAccessDesc *d)
+{
+    bool known = d->flags == CU_MEM_ACCESS_FLAGS_PROT_NONE || d->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    if (!known || d->location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(d->location.id))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (p->tier < 0 || d->flags == CU_MEM_ACCESS_FLAGS_PROT_NONE)
+        return p->tier == d->location.id ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; /* its own device cannot be shut out */
+    return p->tier == d->location.id || sim_peer_possible(d->location.id, p->tier) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
 SIM_API CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count)
 {
     SIM_ENTRY();
     sim_take();
     CUmemoryPool p = map && count ? pool_of(pool) : NULL;
     CUresult r = p ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-    for (size_t i = 0; !r && i < count; i++) /* peers always reach a pool here; its own device cannot be shut out */
-        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(map[i].location.id) ||
-            (map[i].location.id == p->tier && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE))
-            r = CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; !r && i < count; i++)
+        r = check_access(p, &map[i]);
+    for (size_t i = 0; !r && i < count; i++) {
+        unsigned bit = 1u << map[i].location.id;
+        p->devices = map[i].flags ? p->devices | bit : p->devices & ~bit;
+    }
     sim_give();
     return r;
 }
@@ -553,11 +573,11 @@ SIM_API CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPo
     SIM_ENTRY();
     sim_take();
     CUmemoryPool p = flags && location ? pool_of(memPool) : NULL;
+    bool ok = p && location->type == CU_MEM_LOCATION_TYPE_DEVICE && sim_device_ok(location->id);
+    if (ok)
+        *flags = sim_pool_open_to(p, location->id) ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_NONE;
     sim_give();
-    if (!p || location->type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(location->id))
-        return CUDA_ERROR_INVALID_VALUE;
-    *flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-    return CUDA_SUCCESS;
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 static CUresult pool_for(CUmemoryPool *out, CUdevice dev, bool fixed)

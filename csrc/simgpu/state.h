@@ -24,7 +24,8 @@ static inline uint64_t sim_round(uint64_t n, uint64_t to) { return (n + to - 1) 
 /* ---- live objects (object.c): a handle is valid while it is registered, so that a stale one is an error, not a crash */
 enum sim_kind {
     SIM_CONTEXT = 1, SIM_STREAM, SIM_EVENT, SIM_GRAPH, SIM_EXEC, SIM_NODE, SIM_POOL, SIM_ARRAY, SIM_MIPMAP, SIM_HANDLE, SIM_USER_OBJECT,
-    SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE, SIM_LINK
+    SIM_MODULE, SIM_FUNCTION, SIM_LIBRARY, SIM_KERNEL_HANDLE, SIM_LINK,
+    SIM_CONDITION
 };
 bool sim_object_add(enum sim_kind kind, uint64_t key, void *object); /* [locked] false: out of memory */
 void *sim_object(enum sim_kind kind, uint64_t key);                  /* [locked] NULL: not a live object of that kind */
@@ -144,6 +145,7 @@ uint64_t sim_link_reserve(int device, unsigned way, uint64_t order, uint64_t sta
 uint64_t sim_link_ns(int device, unsigned way, uint64_t order, uint64_t start, uint64_t ns, bool kernel);
 
 /* ---- contexts (ctx.c) */
+#define SIM_MAX_PEERS 64 /* contexts; a system-wide limit is 8 devices, and there are no more */
 struct CUctx_st {
     int device;
     bool primary;
@@ -156,8 +158,13 @@ struct CUctx_st {
     struct sim_task *gate; /* [sim_lock] what cuCtxWaitEvent made all later work wait for; a new stream begins with it */
     size_t limits[CU_LIMIT_MAX];
     int cache, banks;
-    unsigned peers; /* bit per device */
+    CUcontext peers[SIM_MAX_PEERS]; /* [sim_lock] whose allocations its kernels reach */
+    unsigned peer_count;
 };
+/* peer.c */
+bool sim_peer_possible(int device, int peer); /* may kernels of one device ever reach the other's memory? */
+bool sim_peer_enabled(const struct CUctx_st *c, const struct CUctx_st *peer); /* [locked] */
+CUresult sim_peer_enable(CUcontext c, CUcontext peer); /* [locked] PEER_ACCESS_UNSUPPORTED, _ALREADY_ENABLED, TOO_MANY_PEERS */
 struct sim_thread {
     CUcontext stack[64];
     unsigned depth;
@@ -262,6 +269,8 @@ CUresult sim_map_release(struct sim_map *m); /* unmap and uncharge a map already
 /* ---- pools (pool.c) */
 void sim_pools_sync(int device); /* after a host-side wait: release above the threshold; no lock held */
 CUresult sim_pool_free_now(CUdeviceptr p); /* cuMemFree of a pool's allocation, after draining */
+
+bool sim_pool_open_to(CUmemoryPool p, int device); /* [locked] may its kernels reach the pool's memory? */
 
 /* ---- copies (copy.c) */
 uint64_t sim_cost_ns(bool over_link, uint64_t bytes);

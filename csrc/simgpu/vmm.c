@@ -489,7 +489,11 @@ static CUresult check_access(const CUmemAccessDesc *d, const struct sim_map *m)
         return CUDA_ERROR_INVALID_VALUE;
     switch (d->location.type) {
     case CU_MEM_LOCATION_TYPE_DEVICE:
-        return sim_device_ok(d->location.id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+        if (!sim_device_ok(d->location.id))
+            return CUDA_ERROR_INVALID_DEVICE;
+        if (m->in_ram || d->location.id == m->device || d->flags == CU_MEM_ACCESS_FLAGS_PROT_NONE || sim_peer_possible(d->location.id, m->device))
+            return CUDA_SUCCESS;
+        return sim_doubt(SIM_DOUBT_PEER_GRANT) ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
     case CU_MEM_LOCATION_TYPE_HOST_NUMA: /* its id is ignored */
         return m->in_ram ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     case CU_MEM_LOCATION_TYPE_HOST:

@@ -123,3 +123,74 @@ run(other, "put", p, want=ILLEGAL_ADDRESS)
 """,
         DEVICES="2",
     )
+
+
+def test_a_pool_must_be_opened_to_a_peer(kernels):
+    kernels(
+        """
+pool, p, flags, there = C.c_void_p(), C.c_uint64(), C.c_int(-1), Location(DEVICE, 1)
+call("cuDeviceGetDefaultMemPool", C.byref(pool), C.c_int(0))
+call("cuMemAllocAsync", C.byref(p), MIB, None)
+call("cuStreamSynchronize", None)
+start(1)
+other = loaded()
+call("cuMemPoolGetAccess", C.byref(flags), pool, C.byref(there))
+assert flags.value == 0
+call("cuMemPoolSetAccess", pool, (Access * 1)(Access(there, READWRITE)), 1)
+call("cuMemPoolGetAccess", C.byref(flags), pool, C.byref(there))
+assert flags.value == READWRITE
+run(other, "put", p.value)
+call("cuMemPoolSetAccess", pool, (Access * 1)(Access(there, 0)), 1)
+run(other, "put", p.value, want=ILLEGAL_ADDRESS)
+""",
+        DEVICES="2",
+    )
+
+
+def test_peer_access_is_to_one_context(kernels):
+    kernels(
+        """
+home, p = C.c_void_p(), alloc(MIB)
+call("cuCtxGetCurrent", C.byref(home))
+second = new_context()
+q = alloc(MIB)
+start(1)
+other = loaded()
+call("cuCtxEnablePeerAccess", home, C.c_uint(0))
+run(other, "put", p)
+run(other, "put", q, want=ILLEGAL_ADDRESS)
+""",
+        DEVICES="2",
+    )
+
+
+def test_a_machine_without_peers(simgpu):
+    drive(
+        simgpu,
+        """
+start(0)
+home, p = C.c_void_p(), alloc(MIB)
+call("cuCtxGetCurrent", C.byref(home))
+write(p, b"staged")
+there, can, pool = start(1), C.c_int(-1), C.c_void_p()
+call("cuDeviceCanAccessPeer", C.byref(can), C.c_int(1), C.c_int(0))
+assert can.value == 0
+call("cuDeviceGetP2PAttribute", C.byref(can), C.c_int(2), C.c_int(0), C.c_int(1))
+assert can.value == 0
+call("cuCtxEnablePeerAccess", home, C.c_uint(0), want=PEER_UNSUPPORTED)
+q = alloc(MIB)
+call("cuMemcpyPeer", q, there, p, home, 6)
+assert read(q, 6) == b"staged"
+base = reserve(2 * GRANULE)
+map_at(base, GRANULE, create(GRANULE))
+map_at(base + GRANULE, GRANULE, create(GRANULE, HOST_NUMA))
+both = (Access * 2)(Access(Location(DEVICE, 0), READWRITE), Access(Location(DEVICE, 1), READWRITE))
+call("cuMemSetAccess", base, GRANULE, both, 2, want=PEER_UNSUPPORTED)
+call("cuMemSetAccess", base + GRANULE, GRANULE, both, 2)
+call("cuMemSetAccess", base, GRANULE, both, 1)
+call("cuDeviceGetDefaultMemPool", C.byref(pool), C.c_int(0))
+call("cuMemPoolSetAccess", pool, (Access * 1)(both[1]), 1, want=INVALID_DEVICE)
+""",
+        DEVICES="2",
+        PEERS="no",
+    )

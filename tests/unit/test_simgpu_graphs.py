@@ -174,7 +174,7 @@ def test_every_kind_by_the_common_entry(graphs):
     "add('ChildGraphNode', g, g, want=INVALID)",
     "add('MemFreeNode', g, p, want=INVALID)",
     "add('MemAllocNode', g, C.byref(alloc_params(0)), want=INVALID)",
-    "add('Node', g, C.byref(Params(kind=13)), want=NOT_SUPPORTED)",
+    "add('Node', g, C.byref(Params(kind=13)), want=INVALID)",
     "add('Node', g, C.byref(Params(kind=99)), want=INVALID)",
     "add('Node', g, C.byref(Params(kind=EMPTY, reserved2=1)), want=INVALID)",
     "add('Node', g, C.byref(Params(kind=EMPTY, free=Free(1))), want=INVALID)",

@@ -36,7 +36,7 @@
 
 /* ---- what the driver reads: the only part that must stay binary compatible (SIMK_ABI) ---- */
 
-#define SIMK_ABI 3u
+#define SIMK_ABI 4u
 
 struct simk_dim {
     unsigned x, y, z;
@@ -68,6 +68,7 @@ struct simk_registry {
     void (**touch)(const void *address, size_t bytes); /* set by the driver; NULL: this companion does not account */
     /* Set by the driver: ends the running kernel with a CUresult, after a line on stderr. Does not return. */
     void (**stop)(int result, const char *why);
+    void (**condition)(unsigned long long handle, unsigned value); /* set by the driver: cudaGraphSetConditional */
 };
 
 #ifndef SIMK_DRIVER /* the driver includes this header for the structs above only */
@@ -99,12 +100,14 @@ __attribute__((weak, visibility("hidden"))) void (*simk_touch)(const void *addre
 
 extern __attribute__((visibility("hidden"))) void (*simk_stop)(int result, const char *why);
 __attribute__((weak, visibility("hidden"))) void (*simk_stop)(int result, const char *why);
+extern __attribute__((visibility("hidden"))) void (*simk_condition)(unsigned long long handle, unsigned value);
+__attribute__((weak, visibility("hidden"))) void (*simk_condition)(unsigned long long handle, unsigned value);
 
 /* The one symbol that the driver looks up. Weak, so that several objects of one companion may each include this header. */
 extern struct simk_registry simk_registry __attribute__((weak, visibility("default")));
 struct simk_registry simk_registry = {
     SIMK_ABI, __start_simk_kernels, __stop_simk_kernels, __start_simk_globals, __stop_simk_globals, SIMK_TOUCH,
-    &simk_stop,
+    &simk_stop, &simk_condition,
 };
 #ifdef __cplusplus
 }
@@ -510,6 +513,9 @@ static inline int simk_vote(int one, int count)
 #define __threadfence_block() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #define __threadfence_system() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 #define __trap() __builtin_trap()
+/* Which body of a conditional node runs (cuda_device_runtime_api.h): the handle is one of cuGraphConditionalHandleCreate. */
+typedef unsigned long long cudaGraphConditionalHandle;
+#define cudaGraphSetConditional(handle, value) simk_condition((handle), (value))
 
 /* A failed assert() of <assert.h> ends the kernel, not the process. */
 #ifdef __cplusplus
