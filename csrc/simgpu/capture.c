@@ -72,9 +72,10 @@ void sim_capture_implicit(CUcontext ctx, CUresult *r)
         }
 }
 
-CUresult sim_capture_unsafe_vmm(void)
+CUresult sim_capture_unsafe_vmm(bool unmap)
 {
-    return sim_doubt(SIM_DOUBT_CAPTURE_VMM) ? CUDA_SUCCESS : sim_capture_unsafe();
+    unsigned branch = sim_doubt(SIM_DOUBT_CAPTURE_VMM);
+    return branch == 1 || (unmap && !branch) ? sim_capture_unsafe() : CUDA_SUCCESS;
 }
 
 CUresult sim_capture_unsafe_event(void)

@@ -186,7 +186,7 @@ CUresult sim_enqueue_timed(CUstream stream, bool ptsz, struct sim_op op, struct 
 CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out); /* [locked] */
 /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, with captures invalidated, where a call is "potentially unsafe" now. Also in capture.c */
 CUresult sim_capture_unsafe(void);               /* [locked] cuMemAlloc and its like */
-CUresult sim_capture_unsafe_vmm(void);           /* [locked] cuMemCreate and its like: whether they are is not known */
+CUresult sim_capture_unsafe_vmm(bool unmap);     /* [locked] cuMemUnmap; false: cuMemCreate, cuMemMap, cuMemSetAccess */
 CUresult sim_capture_unsafe_event(void);         /* [locked] cuEventQuery */
 CUresult sim_capture_sync(CUcontext ctx);        /* [locked] what waits for a whole context */
 CUresult sim_capture_stream_sync(CUstream s);    /* [locked] what waits for or asks a stream */

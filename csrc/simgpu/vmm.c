@@ -232,7 +232,7 @@ SIM_API CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, 
     h->prop = *prop;
     h->users = 1;
     sim_take();
-    r = sim_capture_unsafe_vmm();
+    r = sim_capture_unsafe_vmm(false);
     bool taken = !r && sim_charge(tier_of(h), size);
     if (!r && (!taken || !place(h) || !sim_object_add(SIM_HANDLE, h->id, h))) {
         if (taken)
@@ -382,7 +382,7 @@ SIM_API CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGene
         (next && next->base < ptr + size))
         r = CUDA_ERROR_INVALID_VALUE;
     if (!r)
-        r = sim_capture_unsafe_vmm();
+        r = sim_capture_unsafe_vmm(false);
     if (!r) {
         m->kind = SIM_MAP_VMM;
         m->base = ptr;
@@ -456,7 +456,7 @@ SIM_API CUresult cuMemUnmap(CUdeviceptr ptr, size_t size)
         drain_all();
     unsigned handles = 0;
     sim_take();
-    CUresult r = whole(ptr, size, sim_doubt(SIM_DOUBT_UNMAP_GAP)) ? sim_capture_unsafe_vmm() : CUDA_ERROR_INVALID_VALUE;
+    CUresult r = whole(ptr, size, sim_doubt(SIM_DOUBT_UNMAP_GAP)) ? sim_capture_unsafe_vmm(true) : CUDA_ERROR_INVALID_VALUE;
     if (!r && mmap((void *)(uintptr_t)ptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
         r = CUDA_ERROR_OUT_OF_MEMORY;
     for (struct sim_map *m; !r && (m = sim_map_at(sim_map_from(ptr))) && m->base < ptr + size; handles++) {
@@ -525,7 +525,7 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
     if (r)
         return r;
     sim_take();
-    r = whole(ptr, size, false) ? sim_capture_unsafe_vmm() : CUDA_ERROR_INVALID_VALUE;
+    r = whole(ptr, size, false) ? sim_capture_unsafe_vmm(false) : CUDA_ERROR_INVALID_VALUE;
     unsigned handles = 0;
     struct sim_map *m;
     size_t first = sim_map_from(ptr);

@@ -40,7 +40,7 @@ static void declare(void)
     }
     xp_row("capture", "graph.map_during_capture", "unmap, map and access of another chunk by another thread's rules (RELAXED) while a stream captures", "bool",
            "capture.unsafe_calls", "allocation during capture");
-    xp_row("capture", "graph.vmm_calls_in_global_capture", "cuMemCreate, cuMemMap, cuMemSetAccess while this thread captures in GLOBAL mode: refused?", "bool",
+    xp_row("capture", "graph.vmm_calls_in_global_capture", "while this thread captures in GLOBAL mode: cuMemCreate, cuMemMap, cuMemSetAccess allowed, cuMemUnmap refused?", "bool",
            "capture.vmm_unsafe", "allocation during capture");
 }
 
@@ -280,9 +280,11 @@ static void capture(void)
         if (relaxed)
             cu.cuThreadExchangeStreamCaptureMode(&mode);
         CUresult issued = issue(KERNEL, stream), ended = cu.cuStreamEndCapture(stream, &graph);
-        bool all = r[0] == CUDA_SUCCESS && r[1] == CUDA_SUCCESS && r[2] == CUDA_SUCCESS && r[3] == CUDA_SUCCESS;
+        if (r[3] != CUDA_SUCCESS)
+            XP(cuMemUnmap(at, gpu.unit));
+        bool opened = r[0] == CUDA_SUCCESS && r[1] == CUDA_SUCCESS && r[2] == CUDA_SUCCESS;
         bool kept = issued == CUDA_SUCCESS && ended == CUDA_SUCCESS;
-        bool ok = relaxed ? all && kept : r[0] == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED && !kept;
+        bool ok = opened && (relaxed ? r[3] == CUDA_SUCCESS && kept : r[3] == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED && !kept);
         xp_say(row, xp_verdict(row, ok), ok, NULL, "create: %s; map: %s; access: %s; unmap: %s; the capture %s (%s)", xp_error(r[0]),
                r[0] ? "not tried" : xp_error(r[1]), r[0] || r[1] ? "not tried" : xp_error(r[2]), r[0] || r[1] ? "not tried" : xp_error(r[3]), kept ? "goes on" : "is broken",
                xp_error(ended));

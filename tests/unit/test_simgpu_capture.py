@@ -28,12 +28,14 @@ OTHERS = {  # what another thread's GLOBAL capture forbids a GLOBAL thread, and 
     "pitched": "call('cuMemAllocPitch_v2', C.byref(C.c_uint64()), C.byref(C.c_size_t()), 64, 64, C.c_uint(4), want={})",
     "pinned": "call('cuMemHostAlloc', C.byref(C.c_void_p()), 4096, C.c_uint(0), want={})",
     "free pinned": "call('cuMemFreeHost', host, want={})",
-    "create": "create(GRANULE, want={})",
-    "map": "map_at(empty, GRANULE, handle, want={})",
-    "access": "grant(base, GRANULE, DEVICE, want={})",
     "unmap": "unmap(base, GRANULE, want={})",
     "query event": "call('cuEventQuery', old, want={})",
     "wait for event": "call('cuEventSynchronize', old, want={})",
+}
+VMM = {  # what no capture forbids, on a driver as BELIEFS.md has it
+    "create": "create(GRANULE, want={})",
+    "map": "map_at(empty, GRANULE, handle, want={})",
+    "access": "grant(base, GRANULE, DEVICE, want={})",
 }
 PREPARED = """
     context = start()
@@ -79,8 +81,18 @@ def test_unsafe_calls_of_another_thread(capture, what, mode, thread, allowed):
     """)
 
 
-@pytest.mark.parametrize("belief, what", [("capture.vmm_unsafe", "create"), ("capture.vmm_unsafe", "map"), ("capture.vmm_unsafe", "unmap"),
-                                          ("capture.vmm_unsafe", "access"), ("capture.event_query_unsafe", "query event"),
+@pytest.mark.parametrize("branch, allowed", [(0, True), (1, False), (2, True)])
+@pytest.mark.parametrize("what", VMM)
+def test_making_and_mapping_memory_while_capturing(capture, what, branch, allowed):
+    capture(f"""{PREPARED}
+    begin(s, GLOBAL)
+    {VMM[what].format("OK" if allowed else "CAPTURE_UNSUPPORTED")}
+    assert status(s) == {1 if allowed else 2}
+    end(s, want={"OK" if allowed else "CAPTURE_INVALIDATED"})
+    """, DOUBT=f"capture.vmm_unsafe={branch}")  # fmt: skip
+
+
+@pytest.mark.parametrize("belief, what", [("capture.vmm_unsafe=2", "unmap"), ("capture.event_query_unsafe", "query event"),
                                           ("capture.event_query_unsafe", "wait for event")])  # fmt: skip
 def test_drivers_that_allow_more(capture, belief, what):
     capture(f"""{PREPARED}

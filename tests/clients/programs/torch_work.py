@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph MIB`. Called by test_torch.py.
+"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache MIB`. Called by test_torch.py.
 
 Kernels do nothing on the simulated GPU, so data moves by copies alone, and every comparison is of what was copied there and
-back. Prints one JSON object: bytes compared, and the most that the allocator had reserved. Exit code 3: out of memory.
+back. Prints one JSON object: bytes compared, and free memory before the work and after it. Exit code 3: PyTorch's
+OutOfMemoryError, and no other error.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -16,6 +18,7 @@ import torch
 
 MIB = 1 << 20
 SEED = 11
+WIDTH = 1024  # of a layer: 4 MiB of weights
 
 
 def noise(elements: int, seed: int) -> torch.Tensor:
@@ -33,33 +36,56 @@ def same(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
 
 
 def optimizer(mib: int) -> int:
-    """Parameters of some MiB, gradients and two moments as large again: forward, backward, two steps."""
-    width = 1024
-    layers = max(1, mib * MIB // 4 // (4 * width * width))  # parameter, gradient, two moments of 4 bytes
-    torch.manual_seed(SEED)
-    model = torch.nn.Sequential(*[torch.nn.Linear(width, width, bias=False) for _ in range(layers)])
-    before = [p.detach().clone() for p in model.parameters()]
+    """A training run is resumed from a checkpoint: forward, backward and step, then weights and moments from the host."""
+    layers = mib * MIB // (4 * 4 * WIDTH * WIDTH)  # weights, gradients, two moments
+    model = torch.nn.Sequential(*[torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)])
+    first = [p.detach().clone() for p in model.parameters()]
     model.cuda()
-    inputs = torch.randn(8, width)
-    stepper = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=False)
-    for _ in range(2):
+    stepper = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def train() -> None:
         stepper.zero_grad(set_to_none=True)
-        model(inputs.cuda()).sum().backward()
+        model(torch.randn(8, WIDTH).cuda()).sum().backward()
         stepper.step()
-    torch.cuda.synchronize()
-    # Nothing computed anything: the parameters are still those that were copied there, in VRAM as in RAM.
-    return same((p.detach(), kept) for p, kept in zip(model.parameters(), before, strict=True))
+
+    train()
+    # Nothing computed anything: the weights are still those that were copied there.
+    compared = same((p.detach(), kept) for p, kept in zip(model.parameters(), first, strict=True))
+
+    weights = {name: torch.randn(WIDTH, WIDTH) for name in model.state_dict()}
+    moments = [{key: torch.randn(WIDTH, WIDTH) for key in ("exp_avg", "exp_avg_sq")} for _ in range(layers)]
+    checkpoint = stepper.state_dict()
+    checkpoint["state"] = {index: {**one, "step": torch.tensor(7.0)} for index, one in enumerate(moments)}
+    model.load_state_dict(weights)
+    stepper.load_state_dict(checkpoint)
+    train()
+    compared += same((p.detach(), weights[name]) for name, p in model.named_parameters())
+    for p, one in zip(model.parameters(), moments, strict=True):
+        compared += same((stepper.state[p][key], one[key]) for key in one)
+    return compared
 
 
 def stress(mib: int) -> int:
-    """Tensors of random sizes come and go; what stays is compared, and the space is full at the end."""
+    """Tensors of random sizes come and go on three streams, from pageable and pinned memory; the space is full at the end."""
     choice = random.Random(SEED)
+    main = torch.cuda.current_stream()
+    streams = [main, torch.cuda.Stream(), torch.cuda.Stream()]
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     compared = total = 0
+
+    def put(size: int, seed: int) -> None:
+        host, stream = noise(size // 4, seed), choice.choice(streams)
+        if choice.random() < 0.3:
+            host = host.pin_memory()
+        with torch.cuda.stream(stream):
+            device = host.to("cuda", non_blocking=True)
+        main.wait_stream(stream)
+        device.record_stream(main)
+        held.append((device, host))
+
     for round_ in range(200):
         size = choice.choice([1 << 10, 300 << 10, 1 << 20, 5 << 20, 24 << 20])
-        host = noise(size // 4, round_)
-        held.append((host.cuda(), host))
+        put(size, round_)
         total += size
         while total > mib * MIB:
             pair = held.pop(choice.randrange(len(held)))
@@ -68,45 +94,73 @@ def stress(mib: int) -> int:
         if round_ == 120:
             torch.cuda.empty_cache()
     while total < mib * MIB:
-        host = noise(8 * MIB // 4, total)
-        held.append((host.cuda(), host))
+        put(8 * MIB, total)
         total += 8 * MIB
     return compared + same(held)
 
 
 def graph(mib: int) -> int:
-    """A captured row of device-to-device copies, replayed with new data each time; ballast takes the rest of the space."""
-    ballast = [(part.cuda(), part) for part in (noise(8 * MIB // 4, seed) for seed in range(max(1, (mib - 96) // 8)))]
+    """Two captured rows of device-to-device copies through memory that was allocated while capturing, when the rest of the
+    space was taken already; replayed with new data each time."""
+    ballast = [(part.cuda(), part) for part in (noise(8 * MIB // 4, seed) for seed in range((mib - 128) // 8))]
     size = 32 * MIB // 4
-    source, between, target = (noise(size, 0).cuda() for _ in range(3))
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        between.copy_(source)
-    side.synchronize()
-    recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded, stream=side):
-        between.copy_(source)
-        target.copy_(between)
+    source = noise(size, 0).cuda()
+    recorded, targets = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
+    for one in recorded:
+        with torch.cuda.graph(one, pool=recorded[0].pool() if targets else None):
+            between = torch.empty_like(source)
+            between.copy_(source)
+            targets.append(torch.empty_like(source))
+            targets[-1].copy_(between)
+            del between
     compared = 0
     for round_ in range(20):
         fresh = noise(size, 100 + round_)
         source.copy_(fresh)
-        recorded.replay()
-        compared += same([(target, fresh)])
-    return compared + same(ballast)
+        recorded[round_ % 2].replay()
+        compared += same([(targets[round_ % 2], fresh)])
+    compared += same(ballast)
+    del targets
+    for one in recorded:
+        one.reset()
+    return compared
+
+
+def cache(mib: int) -> int:
+    """Half of the space is freed into PyTorch's cache in pieces that the next, larger tensors cannot use."""
+    pieces = [noise(24 * MIB // 4, seed).cuda() for seed in range(mib // 2 // 24)]
+    del pieces
+    larger = [(part.cuda(), part) for part in (noise(40 * MIB // 4, seed) for seed in range(mib // 2 // 40))]
+    return same(larger)
+
+
+def warm_up(work: object) -> None:
+    """The context; for the optimizer also cuBLAS, here and in autograd's thread: both keep their workspaces, and an
+    out-of-memory of cuBLAS' own would not be PyTorch's OutOfMemoryError."""
+    torch.zeros(1).cuda()
+    if work is optimizer:
+        torch.nn.Linear(8, 8).cuda()(torch.randn(8, 8).cuda()).sum().backward()
+
+
+def free() -> int:
+    """Bytes that the device has free once PyTorch has given back what it caches."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def main() -> None:
-    work = {"optimizer": optimizer, "stress": stress, "graph": graph}[sys.argv[1]]
+    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache}[sys.argv[1]]
+    torch.manual_seed(SEED)
     try:
+        warm_up(work)
+        before = free()
         compared = work(int(sys.argv[2]))
-    except RuntimeError as error:
-        # cuBLAS' own allocation fails with a name of its own.
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "CUBLAS_STATUS_ALLOC_FAILED" not in str(error):
-            raise
+    except torch.cuda.OutOfMemoryError as error:
         print(error, file=sys.stderr)
         sys.exit(3)
-    print(json.dumps({"compared": compared, "reserved": torch.cuda.max_memory_reserved()}))
+    print(json.dumps({"compared": compared, "free": [before, free()]}))
 
 
 main()
