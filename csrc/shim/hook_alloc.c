@@ -43,6 +43,8 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *out)
     if (r == CUDA_SUCCESS || (!managed && r != CUDA_ERROR_OUT_OF_MEMORY))
         return r;
     CUresult other = managed ? native(device, size, out) : spill_alloc(size, out);
+    if (other == CUDA_SUCCESS)
+        spill_soft_unheard();
     return other == CUDA_ERROR_OUT_OF_MEMORY ? spill_answer_oom() : other;
 }
 

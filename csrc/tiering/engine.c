@@ -57,13 +57,19 @@ void spill_reclaim(int device)
 
 /* An episode is one size asked for again and again by one thread: caching allocators free their cache on the first
  * refusal and ask again. */
+static __thread size_t refused;
+
 bool spill_soft_oom(size_t size)
 {
-    static __thread size_t refused;
     if (!settings->soft_oom || refused == size)
         return refused = 0, false;
     refused = size;
     return true;
+}
+
+void spill_soft_unheard(void)
+{
+    refused = 0;
 }
 
 /* ---- building a region ---- */

@@ -140,6 +140,8 @@ CUstreamCaptureMode spill_capture_enter(void);
 void spill_capture_leave(CUstreamCaptureMode mode);
 /* soft out-of-memory: true if this allocation of `size` bytes, which would spill, must fail once. */
 bool spill_soft_oom(size_t size);
+/* The allocation was granted in another way: the program has heard of no refusal. */
+void spill_soft_unheard(void);
 /* In the child of a fork: everything passes through from now on, nothing is touched. */
 void spill_after_fork(void);
 bool spill_dead(void);

@@ -158,6 +158,19 @@ def test_a_refusal_that_is_meant_to_free_caches_is_given(script):
     assert script(BUSY + text, env={"SPILLSHIM_OOM": "soft"})["results"] == [2, 0]
 
 
+def test_a_refusal_that_the_program_never_heard_of_is_still_due(script):
+    """oom=soft: what the driver grants from the headroom is no refusal; the next allocation of that size is not a second attempt."""
+    text = """
+        ctx = Ctx()
+        free, total = u64(), u64()
+        cu("cuMemGetInfo_v2", ref(free), ref(total))
+        held = alloc(free.value - 26 * MIB)  # 24 MiB fit there, but not above the headroom
+        done(results=[try_alloc(24 * MIB)[0] for _ in range(3)])
+    """
+    answer = script(text, env={"SPILLSHIM_OOM": "soft"})
+    assert answer["results"] == [0, 2, 0] and spilled_bytes(answer["stats"]) >= 20 * MIB, answer
+
+
 # --- contexts ---------------------------------------------------------------------------------------------------------------------
 
 
