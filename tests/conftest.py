@@ -63,7 +63,7 @@ def _wants_sanitizer(definition: pytest.Item) -> bool:
 
 
 def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
-    if "sanitizer" not in getattr(getattr(item, "callspec", None), "params", {}):
+    if "sanitizer" not in getattr(getattr(item, "callspec", None), "params", {}) or item.get_closest_marker("no_sanitizer"):
         return False
     skipped = item.get_closest_marker("large") or (item.get_closest_marker("slow") and not config.getoption("--slow"))
     return _wants_sanitizer(item) or not skipped

@@ -91,7 +91,8 @@ CUresult sim_graph_alloc_new(CUcontext ctx, CUgraph owner, const CUDA_MEM_ALLOC_
     a->owner = owner->id;
     a->params = *p;
     a->params.dptr = m->base;
-    memcpy(a->access, p->accessDescs, p->accessDescCount * sizeof *a->access);
+    if (p->accessDescCount) /* without any, the array may be NULL */
+        memcpy(a->access, p->accessDescs, p->accessDescCount * sizeof *a->access);
     a->params.accessDescs = p->accessDescCount ? a->access : NULL;
     a->next = all;
     all = a;

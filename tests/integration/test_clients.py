@@ -58,14 +58,14 @@ def test_cuda_bindings_program(both_ways):
     assert paths_of(result.stats).keys() & {"cuGetProcAddress", "dlsym"}, result.stats
 
 
-@pytest.mark.parametrize("how", ["local", "deepbind"])
+@pytest.mark.parametrize("how", ["local", pytest.param("deepbind", marks=pytest.mark.no_sanitizer("its runtime refuses RTLD_DEEPBIND before we see it"))])
 def test_plugin_opened_privately(both_ways, c_program, how):
     plugin = c_program("client_plugin.c", shared=True)
     result = both_ways([c_program("client_dlopen.c", link_libcuda=False), plugin, how, *SHAPE])
     assert "cuMemAlloc_v2" in paths_of(result.stats).get("link", set()), result.stats
 
 
-@pytest.mark.parametrize("how", ["local", "deepbind"])
+@pytest.mark.parametrize("how", ["local", pytest.param("deepbind", marks=pytest.mark.no_sanitizer("its runtime refuses RTLD_DEEPBIND before we see it"))])
 def test_plugin_on_the_runtime_opened_privately(both_ways, c_program, sim_dir, how):
     plugin = c_program("client_plugin_runtime.c", shared=True, link_libcuda=False, flags=[f"-L{sim_dir}", "-l:libcudart.so.13"])
     result = both_ways([c_program("client_dlopen.c", link_libcuda=False), plugin, how, *SHAPE])
@@ -130,6 +130,7 @@ def test_two_processes_share_one_card(run_sim, demo_dir, report):
     assert spilled_bytes(stats) >= 96 * MIB - 64 * MIB
 
 
+@pytest.mark.no_sanitizer("shadow memory is address space")
 def test_under_an_address_space_limit(both_ways, c_program):
     """`ulimit -v` (batch systems set it) leaves less address space than the arena would like."""
     both_ways(["/bin/sh", "-c", f"ulimit -v {16 << 20}; exec \"$@\"", "sh", c_program("client_linked.c"), *SHAPE])

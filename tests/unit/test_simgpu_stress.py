@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import REPOSITORY
 from nvcc import cuda_program  # noqa: F401  (a fixture)
 
 # Small regions on a small card: most of what the program allocates is managed, and some of it spills.
@@ -100,7 +103,7 @@ int main(int argc, char **argv)
     ("sanitizer", "what", "report"),
     [
         ("thread", "race in a program", r"data race"),
-        ("thread", "race with a stream", r"data race[\s\S]* /simgpu/copy\.c"),
+        ("thread", "race with a stream", r"data race[\s\S]*/simgpu/copy\.c"),
         ("thread", "nothing", None),
         ("address", "overflow in a copy", r"heap-buffer-overflow[\s\S]*/simgpu/copy\.c"),
         ("address", "undefined shift", r"runtime error: shift exponent"),
@@ -118,3 +121,18 @@ def test_what_is_planted_is_reported(run_sim, c_program, sanitizer, what, report
         assert (found, out) == ("", "end\n"), err
     else:
         assert re.search(report, found), (found, out, err)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@BOTH
+def test_conformance_on_the_sanitizers_builds(sanitizer, clean_env, tmp_path):
+    """Its workers are forked from the test run itself, which therefore has the runtime in front too."""
+    logs = tmp_path / "reports"
+    logs.mkdir()
+    env = {**clean_env, "SPILLSHIM_TEST_NATIVE": str(sanitizer.native), "PYTHONPATH": str(REPOSITORY)}
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", REPOSITORY / "tests" / "conformance", "-o", f"cache_dir={tmp_path / 'cache'}"]
+    ran = subprocess.run(argv, env=sanitizer.environment(env, logs), cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1100)
+    found = sanitizer.reports(logs, ran.stderr)
+    assert (ran.returncode, found) == (0, []), ran.stdout[-5000:] + "\n\n".join(found)
+    assert re.search(r"^\d{2,} passed", ran.stdout, re.M), ran.stdout[-500:]

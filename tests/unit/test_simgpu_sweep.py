@@ -109,6 +109,7 @@ assert {OK, INVALID, OOM, INVALID_HANDLE, NOT_SUPPORTED} <= codes, codes
 """
 
 
+@pytest.mark.no_sanitizer("host pointers that are none are copied from, which the driver answers and a sanitizer reports")
 @pytest.mark.parametrize("seed", range(6))
 def test_bad_input_is_refused(simgpu, seed, tmp_path):
     """The last line of the trail names the call that crashed, should one."""
