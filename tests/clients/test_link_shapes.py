@@ -21,9 +21,11 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_link_shape(run_sim, sim_dir, cuda_program, calls, shape):  # noqa: F811
+def test_every_link_shape(run_sim, sim_dir, cuda_program, calls, shape, sanitizer):  # noqa: F811
     flags = SHAPES[shape]
     archive = sim_dir / "libcudart_static.a" if flags is None else None
+    if archive and sanitizer:
+        pytest.skip("the sanitizers' builds have no static runtime")
     built = cuda_program("saxpy_spill.cu", *(flags or []), archive=archive)
     reference = run_sim([built.program, *SHAPE], vram="1G", shim=False, sim=calls.sim).ok()
     assert reference.stdout.startswith("checksum "), str(reference)
@@ -35,6 +37,7 @@ def test_every_link_shape(run_sim, sim_dir, cuda_program, calls, shape):  # noqa
     calls.check(f"nvcc program, {shape}")
 
 
+@pytest.mark.no_sanitizer("valgrind and a sanitizer's runtime exclude each other")
 @pytest.mark.parametrize("runtime", ["shared", "static"])
 def test_unloading_and_exit_are_clean_under_valgrind(run_sim, need, sim_dir, cuda_program, c_program, runtime):  # noqa: F811
     """A plugin with a kernel and a runtime, opened and closed twice. The kernel has no barrier: valgrind cannot follow the
