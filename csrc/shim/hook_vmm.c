@@ -2,30 +2,37 @@
 /* Hooks of the application's own virtual memory management (ggml's pool, PyTorch's expandable segments, vLLM's sleep
  * mode). A cuMemCreate that VRAM has no room for gets a real handle whose memory lies in RAM: the application maps,
  * opens and releases it as any other; it is placed once and never moved.
- * Rules: what names a host location or asks for an exportable handle is passed through untouched. */
+ * Rules: what names a host location is passed through untouched. A handle that is asked for as exportable is one in RAM
+ * too, where the driver makes such (HOST_NUMA), else there is none (SPILLSHIM_EXPORTABLE). */
 #include "shim/hook.h"
 #include "shim/log.h"
 #include "shim/resolve.h"
-
-static bool wants_export(const CUmemAllocationProp *prop)
-{
-    return prop->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE;
-}
 
 /* A handle of `size` bytes in RAM in the place of one in VRAM; the budget has been asked. */
 static CUresult create_in_ram(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
                               unsigned long long flags)
 {
-    CUmemAllocationProp host = { .type = prop->type, .location = spill_host_location() };
+    CUmemAllocationProp host = { .type = prop->type, .requestedHandleTypes = prop->requestedHandleTypes,
+                                 .location = spill_host_location() };
+    bool exportable = prop->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE;
     char why[160];
     if (!spill_budget_ask(size, why)) {
         spill_log(SPILL_LOG_WARN, "cuMemCreate does not spill, the program gets out-of-memory: %s", why);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     CUresult r = spill_driver()->cuMemCreate(handle, size, &host, flags);
+    bool no_such = exportable && r != CUDA_SUCCESS && r != CUDA_ERROR_OUT_OF_MEMORY;
+    if (no_such && spill_settings()->exportable) {
+        host.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
+        r = spill_driver()->cuMemCreate(handle, size, &host, flags);
+    }
     if (r != CUDA_SUCCESS) {
         spill_budget_give(size, 0);
-        spill_backing_refused(size, r);
+        if (no_such && !spill_settings()->exportable)
+            spill_log(SPILL_LOG_WARN, "cuMemCreate of %zu bytes asks for an exportable handle, and the driver makes none in RAM, "
+                      "error=%d: the program gets out-of-memory (SPILLSHIM_EXPORTABLE=1 spills it all the same)", size, (int)r);
+        else
+            spill_backing_refused(size, r);
         return r;
     }
     spill_budget_pinned(size);
@@ -38,11 +45,6 @@ static CUresult overflow(CUmemGenericAllocationHandle *handle, size_t size, cons
     int device = prop->location.id;
     if (!spill_settings()->spill)
         return spill_answer_oom();
-    if (wants_export(prop) && !spill_settings()->exportable) {
-        spill_log(SPILL_LOG_WARN, "cuMemCreate of %zu bytes asks for an exportable handle, which RAM can't give: the program "
-                  "gets out-of-memory (SPILLSHIM_EXPORTABLE=1 spills it all the same)", size);
-        return spill_answer_oom();
-    }
     if (spill_backend(device)->backend > SPILL_BACKEND_HOST || spill_soft_oom(size))
         return spill_answer_oom();
     CUresult r = create_in_ram(handle, size, prop, flags);

@@ -136,6 +136,8 @@ static CUresult check_prop(const CUmemAllocationProp *p)
     case CU_MEM_LOCATION_TYPE_HOST_NUMA:
         if (c->host_vmm == SIM_HOST_VMM_NONE || c->host_vmm == SIM_HOST_VMM_HOST)
             return lacks[c->host_vmm == SIM_HOST_VMM_HOST];
+        if (p->requestedHandleTypes && sim_doubt(SIM_DOUBT_NUMA_EXPORT))
+            return sim_doubt(SIM_DOUBT_NUMA_EXPORT) == 1 ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
         return p->location.id == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     case CU_MEM_LOCATION_TYPE_HOST:
         if (c->host_vmm == SIM_HOST_VMM_NONE || c->host_vmm == SIM_HOST_VMM_NUMA)

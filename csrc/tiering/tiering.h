@@ -53,7 +53,7 @@ struct spill_settings {
     bool spill;           /* false: never use RAM */
     bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
     bool insist_on_holdback; /* keep it even from a region that would fit */
-    bool exportable;      /* spill cuMemCreate requests for exportable handles too */
+    bool exportable;      /* where RAM has no exportable handles, spill requests for them into others */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
     uint64_t chunk, spill_chunk;
     uint64_t job;         /* processes of one job share the VRAM limit */

@@ -30,6 +30,16 @@ def test_host_locations():
     pick("vmm.host_locations", seen, [True, INVALID, INVALID])
 
 
+@belief("vmm.host_numa_exportable")
+def test_handles_in_ram_are_exported():
+    if host_kind() != HOST_NUMA:
+        lacks("cuMemCreate does not take HOST_NUMA here")
+    handle, fd = C.c_uint64(), C.c_int()
+    made = call("cuMemCreate", C.byref(handle), GRANULE, C.byref(prop(HOST_NUMA, max(0, attribute(HOST_NUMA_ID)), 1)), 0, want=ANY)
+    if pick("vmm.host_numa_exportable", made, OK, NOT_SUPPORTED, INVALID) == 0:
+        call("cuMemExportToShareableHandle", C.byref(fd), handle.value, C.c_int(1), 0)
+
+
 def created(kind):
     return call("cuMemCreate", C.byref(C.c_uint64()), GRANULE, C.byref(prop(kind)), 0, want=ANY)
 

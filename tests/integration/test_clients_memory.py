@@ -247,23 +247,44 @@ def test_own_vmm_spills(script, mixed):
     assert spilled_bytes(answer["stats"]) >= 32 * MIB
 
 
-def test_own_vmm_for_export_is_not_spilled(script):
-    """An exportable handle in host memory would fail at the export, far from the cause: out-of-memory is the honest answer."""
-    text = """
-        ctx = Ctx()
-        results, held = [], []
-        for i in range(6):
-            handle = u64()
-            results.append(code("cuMemCreate", ref(handle), 16 * MIB, ref(device_prop(handle_types=1)), 0))
-            if results[-1] == 0:
-                held.append(handle.value)
-        for handle in held:
-            cu("cuMemRelease", handle)
-        done(results=results)
-    """
-    with_shim, without = script(text), script(text, shim=False)
+FOR_EXPORT = """
+    ctx = Ctx()
+    results, exports, held = [], [], []
+    for i in range(6):
+        handle = u64()
+        results.append(code("cuMemCreate", ref(handle), 16 * MIB, ref(device_prop(handle_types=1)), 0))
+        if results[-1] == 0:
+            held.append(handle.value)
+    for handle in held:
+        fd, back, base = ctypes.c_int(), u64(), u64()
+        exports.append(code("cuMemExportToShareableHandle", ref(fd), handle, 1, 0))
+        if exports[-1] == 0:
+            cu("cuMemImportFromShareableHandle", ref(back), ctypes.c_void_p(fd.value), 1)
+            cu("cuMemAddressReserve", ref(base), 16 * MIB, 0, 0, 0)
+            cu("cuMemMap", base.value, 16 * MIB, 0, back.value, 0)
+            cu("cuMemUnmap", base.value, 16 * MIB)
+            cu("cuMemRelease", back.value)
+    for handle in held:
+        cu("cuMemRelease", handle)
+    done(results=results, exports=exports)
+"""
+
+
+def test_own_vmm_for_export_spills_and_is_exported(script):
+    """As PyTorch's expandable segments ask for it."""
+    answer = script(FOR_EXPORT, sim={"DOUBT": "vmm.host_numa_exportable=0"})
+    assert answer["results"] == answer["exports"] == [0] * 6
+    assert spilled_bytes(answer["stats"]) >= 32 * MIB
+
+
+@pytest.mark.parametrize("sim", [{"DOUBT": "vmm.host_numa_exportable=1"}, {"DOUBT": "vmm.host_numa_exportable=2"}, {"HOST_VMM": "host", "DRIVER": "13000"}])
+def test_own_vmm_for_export_where_ram_has_none(script, sim):
+    """An export that fails would be far from the cause: out-of-memory is the honest answer, but for who knows better."""
+    with_shim, without = script(FOR_EXPORT, sim=sim), script(FOR_EXPORT, sim=sim, shim=False)
     assert with_shim["results"] == without["results"] and 2 in with_shim["results"] and 0 in with_shim["results"]
-    assert spilled_bytes(with_shim["stats"]) == 0
+    assert spilled_bytes(with_shim["stats"]) == 0 and "SPILLSHIM_EXPORTABLE" in with_shim["stderr"]
+    told = script(FOR_EXPORT, sim=sim, env={"SPILLSHIM_EXPORTABLE": "1"})
+    assert told["results"] == [0] * 6 and set(told["exports"]) == {0, 1}
 
 
 # --- what pointers say about themselves ---------------------------------------------------------------------------------------------
