@@ -35,31 +35,35 @@ static CUresult pin(void **pp, uint64_t bytes, unsigned flags)
     m->device = ctx->device;
     m->ctx = ctx;
     m->flags = flags;
-    void *p = NULL;
+    uint64_t charged = m->charged;
     sim_take();
     r = sim_capture_unsafe();
-    if (!r && !sim_charge(SIM_RAM, m->charged))
+    if (!r && !sim_charge(SIM_RAM, charged))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     bool taken = !r;
-    if (!r) {
-        p = sim_pages(m->real_size);
-        m->base = (uint64_t)(uintptr_t)p;
-        if (!p || !sim_map_add(m))
-            r = CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    if (r) {
-        if (p)
-            sim_pages_free(p, m->real_size);
-        if (taken)
-            sim_machine_return(SIM_RAM, m->charged);
-        free(m);
-    }
+    sim_give();
+    void *p = taken ? sim_pages(m->real_size) : NULL;
+    if (p) /* written before anybody can free it: another thread may be ending the context */
+        sim_poison_new(SIM_RAM, p, bytes);
+    m->base = (uint64_t)(uintptr_t)p;
+    sim_take();
+    if (p && ctx->dead)
+        r = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    else if (taken && (!p || !sim_map_add(m)))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (r && taken)
+        sim_machine_return(SIM_RAM, charged);
     sim_give();
     if (!r) {
-        sim_poison_new(SIM_RAM, p, bytes);
-        sim_host_spend(sim_pin_ns(m->charged));
+        sim_host_spend(sim_pin_ns(charged));
         *pp = p;
+        return r;
     }
+    if (p) {
+        sim_recycle_pages(SIM_RAM, p, m->real_size);
+        sim_pages_free(p, m->real_size);
+    }
+    free(m);
     return r;
 }
 
@@ -143,6 +147,8 @@ static CUresult enroll(void *p, uint64_t bytes, unsigned flags)
     sim_take();
     r = sim_capture_unsafe();
     struct sim_map *next = sim_map_at(sim_map_from(at));
+    if (!r && ctx->dead)
+        r = CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (!r && next && next->base < at + bytes)
         r = next->kind == SIM_MAP_HOST || next->kind == SIM_MAP_REGISTERED ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
                                                                              : CUDA_ERROR_INVALID_VALUE;
@@ -188,9 +194,10 @@ SIM_API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsig
     if (!pdptr || !p || Flags)
         return CUDA_ERROR_INVALID_VALUE;
     sim_take();
-    struct sim_map *m = sim_map_find((uint64_t)(uintptr_t)p);
+    const struct sim_map *m = sim_map_find((uint64_t)(uintptr_t)p);
+    bool ok = m && (m->kind == SIM_MAP_HOST || m->kind == SIM_MAP_REGISTERED || m->kind == SIM_MAP_MANAGED);
     sim_give();
-    if (!m || (m->kind != SIM_MAP_HOST && m->kind != SIM_MAP_REGISTERED && m->kind != SIM_MAP_MANAGED))
+    if (!ok)
         return CUDA_ERROR_INVALID_VALUE;
     *pdptr = (CUdeviceptr)(uintptr_t)p;
     return CUDA_SUCCESS;

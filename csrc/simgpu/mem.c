@@ -76,29 +76,31 @@ static CUresult device_map(CUcontext ctx, uint64_t bytes, enum sim_map_kind kind
     sim_take();
     CUresult r = !budgeted || sim_vram_take(m->device, bytes, &m->charged) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     bool taken = !r && budgeted;
+    sim_give();
     void *p = r ? NULL : sim_pages(m->real_size);
-    if (p) {
+    if (p) { /* written before anybody can free it: another thread may be ending the context */
         m->base = (uint64_t)(uintptr_t)p;
         if (budgeted)
             madvise(p, m->real_size, MADV_DONTFORK);
-        if (!sim_map_add(m)) {
-            sim_pages_free(p, m->real_size);
-            p = NULL;
-        }
+        sim_poison_new(tier_of(kind, m->device), p, bytes);
     }
-    if (!p) {
-        if (taken)
-            sim_vram_return(m->device, bytes, m->charged);
+    sim_take();
+    if (p && ctx->dead)
+        r = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    else if (!p || !sim_map_add(m))
         r = CUDA_ERROR_OUT_OF_MEMORY;
-    }
+    if (r && taken)
+        sim_vram_return(m->device, bytes, m->charged);
+    if (!r)
+        *out = m->base;
     sim_give();
-    if (r) {
-        free(m);
-        return r;
+    if (r && p) {
+        sim_recycle_pages(tier_of(kind, m->device), p, m->real_size);
+        sim_pages_free(p, m->real_size);
     }
-    sim_poison_new(tier_of(kind, m->device), p, bytes);
-    *out = m->base;
-    return CUDA_SUCCESS;
+    if (r)
+        free(m);
+    return r;
 }
 
 CUresult sim_device_alloc(CUcontext ctx, uint64_t bytes, CUdeviceptr *out)

@@ -60,16 +60,16 @@ static CUresult create(CUstream *out, unsigned flags, int priority)
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
         return CUDA_ERROR_INVALID_VALUE;
     sim_take();
-    CUstream s = sim_stream_new(ctx, flags, sim_priority(priority));
+    r = sim_current(&ctx); /* again: another thread may be ending the context, and has closed its streams */
+    CUstream s = r ? NULL : sim_stream_new(ctx, flags, sim_priority(priority));
     if (s && !sim_object_add(SIM_STREAM, (uint64_t)(uintptr_t)s, s)) {
         sim_stream_close(s);
         s = NULL;
     }
+    if (s)
+        *out = s;
     sim_give();
-    if (!s)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    *out = s;
-    return CUDA_SUCCESS;
+    return r ? r : s ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 SIM_API CUresult cuStreamCreate(CUstream *phStream, unsigned int Flags)
