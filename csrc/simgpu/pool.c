@@ -12,7 +12,7 @@
 
 struct block {
     struct block *next;
-    uint64_t base, size, asked, charged;
+    uint64_t id, base, size, asked, charged;
     bool used, sealed;
     struct sim_task *freed;
     uint64_t stream, round; /* where it was freed; how often it was */
@@ -25,6 +25,7 @@ struct CUmemPoolHandle_st {
     int tier; /* device, or SIM_RAM */
     unsigned devices; /* bit per device whose kernels may reach it (cuMemPoolSetAccess) */
     bool fixed, gone; /* fixed: a device's default pool */
+    uint64_t most; /* bytes that it may reserve, 0: no limit */
     uint64_t threshold, reserved, reserved_high, used, used_high;
     int reuse[4];
     struct block *blocks;
@@ -155,9 +156,15 @@ static struct block *fresh(CUmemoryPool p, uint64_t bytes)
     struct block *b = calloc(1, sizeof *b);
     if (!b)
         return NULL;
+    b->id = sim_unique();
     b->size = sim_round(bytes, bytes >= 1 << 20 ? SIM_GRAN : 512);
-    bool taken = tier_take(p->tier, b->size, &b->charged);
-    if (!taken) { /* what other pools of the device only keep is given back first */
+    bool room = !p->most || b->size <= p->most;
+    if (room && p->most) {
+        trim(p, p->most - b->size);
+        room = p->reserved <= p->most - b->size;
+    }
+    bool taken = room && tier_take(p->tier, b->size, &b->charged);
+    if (room && !taken) { /* what other pools of the device only keep is given back first */
         for (CUmemoryPool o = pools; o; o = o->next)
             if (o->tier == p->tier)
                 trim(o, 0);
@@ -244,9 +251,8 @@ static void take_back(CUmemoryPool p, struct block *b, struct sim_task *freed, u
     p->used -= b->size;
 }
 
-struct seal {
-    CUmemoryPool pool;
-    uint64_t base, round;
+struct seal { /* names the block, which may be gone by then, and its pool too: cuMemFree and cuMemPoolDestroy do not wait */
+    uint64_t id, round;
 };
 
 /* [locked] What it held is gone; `closed`: and an access is a fault from now on. */
@@ -264,9 +270,10 @@ static CUresult run_seal(void *arg)
 {
     const struct seal *s = arg;
     sim_take();
-    for (struct block *b = s->pool->blocks; b; b = b->next)
-        if (b->base == s->base && !b->sealed)
-            seal(b, b->round == s->round && !b->used);
+    for (CUmemoryPool p = pools; p; p = p->next)
+        for (struct block *b = p->blocks; b; b = b->next)
+            if (b->id == s->id && !b->sealed)
+                seal(b, b->round == s->round && !b->used);
     sim_give();
     return CUDA_SUCCESS;
 }
@@ -371,7 +378,7 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
         if (!r) {
-            *note = (struct seal){p, b->base, b->round};
+            *note = (struct seal){b->id, b->round};
             sim_work_ref(w);
             r = sim_submit(s, w, NULL, 0, &t);
         }
@@ -429,7 +436,8 @@ static CUresult check_location(const CUmemLocation *l)
 {
     if (l->type == CU_MEM_LOCATION_TYPE_DEVICE)
         return sim_device_ok(l->id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
-    return l->type == CU_MEM_LOCATION_TYPE_HOST || l->type == CU_MEM_LOCATION_TYPE_HOST_NUMA ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return l->type == CU_MEM_LOCATION_TYPE_HOST || (l->type == CU_MEM_LOCATION_TYPE_HOST_NUMA && l->id == 0) /* there is one node */
+               ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 SIM_API CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps)
@@ -444,11 +452,12 @@ SIM_API CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolP
         return r;
     sim_take();
     CUmemoryPool p = pool_new(poolProps->location);
+    if (p) {
+        p->most = poolProps->maxSize;
+        *pool = p;
+    }
     sim_give();
-    if (!p)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    *pool = p;
-    return CUDA_SUCCESS;
+    return p ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 SIM_API CUresult cuMemPoolDestroy(CUmemoryPool pool)
@@ -490,6 +499,7 @@ static CUresult attribute(CUmemoryPool handle, CUmemPool_attribute attr, void *v
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t *wide = NULL;
+    int narrow = 0;
     switch (attr) {
     case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
     case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
@@ -504,10 +514,21 @@ static CUresult attribute(CUmemoryPool handle, CUmemPool_attribute attr, void *v
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH: wide = &p->reserved_high; break;
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: wide = &p->used; break;
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH: wide = &p->used_high; break;
+    case CU_MEMPOOL_ATTR_MAX_POOL_SIZE: wide = &p->most; break; /* this and what follows may only be asked */
+    case CU_MEMPOOL_ATTR_ALLOCATION_TYPE: narrow = CU_MEM_ALLOCATION_TYPE_PINNED; break;
+    case CU_MEMPOOL_ATTR_EXPORT_HANDLE_TYPES: narrow = CU_MEM_HANDLE_TYPE_NONE; break;
+    case CU_MEMPOOL_ATTR_LOCATION_ID: narrow = p->location.id; break;
+    case CU_MEMPOOL_ATTR_LOCATION_TYPE: narrow = (int)p->location.type; break;
+    case CU_MEMPOOL_ATTR_HW_DECOMPRESS_ENABLED: narrow = 0; break;
+    case CU_MEMPOOL_ATTR_LOCALITY_DOMAIN_ID: narrow = -1; break;
     default: r = CUDA_ERROR_INVALID_VALUE; break;
     }
-    if (wide && !set) {
+    if (attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH && set) {
+        r = CUDA_ERROR_INVALID_VALUE;
+    } else if (wide && !set) {
         memcpy(value, wide, sizeof *wide);
+    } else if (!r && attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+        memcpy(value, &narrow, sizeof narrow);
     } else if (wide) {
         uint64_t v;
         memcpy(&v, value, sizeof v);
