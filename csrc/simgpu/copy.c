@@ -12,7 +12,7 @@
 uint64_t sim_cost_ns(bool over_link, uint64_t bytes)
 {
     const struct sim_config *c = sim_config();
-    return (uint64_t)((double)bytes * 1e9 / (double)(over_link ? c->link : c->hbm));
+    return sim_ns_at(bytes, over_link ? c->link : c->hbm);
 }
 
 struct sim_job *sim_job_new(unsigned boxes)
@@ -137,14 +137,19 @@ CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait
     return sim_enqueue_timed(stream, pt, sim_job_op(job), (struct sim_demand){true, job->way, job->cost_ns + job->link_ns}, block);
 }
 
+static bool within(uint64_t from, uint64_t n, uint64_t all)
+{
+    return from <= all && n <= all - from;
+}
+
 CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarray array, uint64_t x, uint64_t y, uint64_t z,
                      uint64_t pitch, uint64_t height, const struct sim_box *b, struct sim_side *out)
 {
     if (type == CU_MEMORYTYPE_ARRAY) {
         sim_take();
         struct CUarray_st *a = sim_array(array);
-        bool fits = a && x + b->width <= a->pitch && y + b->height <= (a->desc.Height ? a->desc.Height : 1) &&
-                    z + b->depth <= (a->desc.Depth ? a->desc.Depth : 1);
+        bool fits = a && within(x, b->width, a->pitch) && within(y, b->height, a->desc.Height ? a->desc.Height : 1) &&
+                    within(z, b->depth, a->desc.Depth ? a->desc.Depth : 1);
         if (fits)
             *out = (struct sim_side){a->base + x + y * a->pitch + z * a->slice, a->pitch, a->slice, SIM_DEVICE_SIDE};
         sim_give();

@@ -47,6 +47,12 @@ static void context_kill(CUcontext c)
     dead_ones = c;
 }
 
+/* Known ones, and one way of waiting at the most. */
+static bool flags_ok(unsigned flags)
+{
+    return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) && __builtin_popcount(flags & CU_CTX_SCHED_MASK) <= 1;
+}
+
 /* Wait for a killed one's work, give back what it holds. */
 static void context_end(CUcontext c)
 {
@@ -59,6 +65,7 @@ static void context_end(CUcontext c)
         sim_stream_close(s);
     }
     c->legacy = NULL;
+    sim_events_forget(c);
     struct sim_task *gate = c->gate;
     c->gate = NULL;
     sim_give();
@@ -96,11 +103,6 @@ static CUresult context_of(CUcontext given, CUcontext *out)
 }
 
 /* ---- primary contexts */
-
-static bool flags_ok(unsigned flags)
-{
-    return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) && __builtin_popcount(flags & CU_CTX_SCHED_MASK) <= 1;
-}
 
 SIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
 {
@@ -476,6 +478,8 @@ SIM_API CUresult cuCtxSetFlags(unsigned int flags)
     SIM_ENTRY();
     CUcontext c;
     CUresult r = sim_current(&c);
+    if (!r && !flags_ok(flags))
+        r = CUDA_ERROR_INVALID_VALUE;
     if (!r)
         c->flags = flags;
     return r;
@@ -524,6 +528,8 @@ SIM_API CUresult cuCtxSetCacheConfig(CUfunc_cache config)
     SIM_ENTRY();
     CUcontext c;
     CUresult r = sim_current(&c);
+    if (!r && (unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL)
+        r = CUDA_ERROR_INVALID_VALUE;
     if (!r)
         c->cache = (int)config;
     return r;
@@ -546,6 +552,8 @@ SIM_API CUresult cuCtxSetSharedMemConfig(CUsharedconfig config)
     SIM_ENTRY();
     CUcontext c;
     CUresult r = sim_current(&c);
+    if (!r && (unsigned)config > CU_SHARED_MEM_CONFIG_EIGHT_BYTE_BANK_SIZE)
+        r = CUDA_ERROR_INVALID_VALUE;
     if (!r)
         c->banks = (int)config;
     return r;

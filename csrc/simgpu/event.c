@@ -38,30 +38,47 @@ SIM_API CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags)
     e->ctx = ctx;
     e->flags = Flags;
     sim_take();
-    bool ok = sim_object_add(SIM_EVENT, (uint64_t)(uintptr_t)e, e);
+    r = sim_current(&ctx); /* again: another thread may have ended the context */
+    if (!r && !sim_object_add(SIM_EVENT, (uint64_t)(uintptr_t)e, e))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r)
+        *phEvent = e;
     sim_give();
-    if (!ok) {
+    if (r)
         free(e);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    *phEvent = e;
-    return CUDA_SUCCESS;
+    return r;
+}
+
+/* [locked] */
+static void forget(CUevent e)
+{
+    sim_object_drop(SIM_EVENT, (uint64_t)(uintptr_t)e);
+    sim_task_drop(e->task);
+    free(e->nodes);
+    free(e);
 }
 
 static CUresult destroy(CUevent handle)
 {
     sim_take();
     CUevent e = event_of(handle);
+    CUresult r = e ? (CUresult)atomic_load(&e->ctx->sticky) : CUDA_ERROR_INVALID_HANDLE; /* said, though the event goes */
     if (e)
-        sim_object_drop(SIM_EVENT, (uint64_t)(uintptr_t)e);
+        forget(e);
     sim_give();
-    if (!e)
-        return CUDA_ERROR_INVALID_HANDLE;
-    CUresult r = (CUresult)atomic_load(&e->ctx->sticky); /* said, though the event goes */
-    sim_task_drop(e->task);
-    free(e->nodes);
-    free(e);
     return r;
+}
+
+static void forget_of(void *object, void *ctx)
+{
+    CUevent e = object;
+    if (e->ctx == ctx)
+        forget(e);
+}
+
+void sim_events_forget(CUcontext ctx)
+{
+    sim_object_each(SIM_EVENT, forget_of, ctx);
 }
 
 SIM_API CUresult cuEventDestroy_v2(CUevent hEvent)

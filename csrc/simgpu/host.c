@@ -12,7 +12,7 @@
 
 uint64_t sim_pin_ns(uint64_t bytes)
 {
-    return (uint64_t)((double)bytes * 1e9 / (double)sim_config()->pin);
+    return sim_ns_at(bytes, sim_config()->pin);
 }
 
 static CUresult pin(void **pp, uint64_t bytes, unsigned flags)

@@ -33,6 +33,13 @@ void sim_object_drop(enum sim_kind kind, uint64_t key);              /* [locked]
 void sim_object_each(enum sim_kind kind, void (*visit)(void *object, void *arg), void *arg); /* [locked] */
 uint64_t sim_unique(void); /* a number never given before in this process */
 
+/* What bytes take at so many a second, in nanoseconds: with absurd rates three months at the most, which the clock can hold. */
+static inline uint64_t sim_ns_at(uint64_t bytes, uint64_t rate)
+{
+    double ns = (double)bytes * 1e9 / (double)rate;
+    return ns < 0x1p53 ? (uint64_t)ns : (uint64_t)1 << 53;
+}
+
 /* ---- host time (hosttime.c), simulated nanoseconds of the calling thread */
 uint64_t sim_host_now(void);
 /* This call, which changed mappings or pinned memory, costs so much. No lock held: SIMGPU_CLOCK=real sleeps here. */
@@ -192,6 +199,7 @@ CUresult sim_capture_sync(CUcontext ctx);        /* [locked] what waits for a wh
 CUresult sim_capture_stream_sync(CUstream s);    /* [locked] what waits for or asks a stream */
 void sim_capture_implicit(CUcontext ctx, CUresult *r); /* [locked] legacy stream while a blocking stream captures */
 void sim_capture_forget(CUstream s);             /* [locked] the stream goes away */
+void sim_events_forget(CUcontext ctx); /* [locked] its events are gone with it (event.c) */
 void sim_ctx_wipe(CUcontext ctx); /* give back all memory of a context (mem.c); no lock held, work finished */
 
 /* ---- the memory map (map.c) */
