@@ -233,10 +233,10 @@ static CUresult solid_batch(size_t count, CUDA_MEMCPY3D_BATCH_OP *ops, size_t *b
     for (size_t i = 0; job && i < count; i++) {
         struct sim_box *b = &job->boxes[i];
         uint64_t element = element_of(&ops[i]);
-        b->width = ops[i].extent.width * element;
         b->height = ops[i].extent.height;
         b->depth = ops[i].extent.depth;
-        CUresult r = b->width && b->height && b->depth && order_ok(ops[i].srcAccessOrder) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        bool bounded = !__builtin_mul_overflow(ops[i].extent.width, element, &b->width);
+        CUresult r = bounded && b->width && b->height && b->depth && order_ok(ops[i].srcAccessOrder) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
         if (!r)
             r = operand(&ops[i].dst, element, b, &b->dst);
         if (!r)

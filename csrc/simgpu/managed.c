@@ -35,29 +35,37 @@ static struct sim_map *holder(CUdeviceptr p, size_t n)
     return n && m && m->kind == SIM_MAP_MANAGED && n <= m->base + m->size - p ? m : NULL;
 }
 
+static bool same(CUmemLocation a, CUmemLocation b)
+{
+    return a.type == b.type && (a.id == b.id || a.type == CU_MEM_LOCATION_TYPE_HOST || a.type == CU_MEM_LOCATION_TYPE_INVALID);
+}
+
 /* [locked] False: out of memory. */
 static bool note(struct sim_map *m, CUdeviceptr p, size_t bytes, unsigned property, CUmemLocation value)
 {
     struct sim_note *n = malloc(sizeof *n);
     if (!n)
         return false;
+    uint64_t base = p, end = p + bytes;
+    const struct sim_note *newest = m->notes;
+    while (newest && newest->property != property)
+        newest = newest->next;
+    if (newest && same(newest->value, value) && newest->base <= end && newest->end >= base) { /* page after page becomes one piece */
+        base = newest->base < base ? newest->base : base;
+        end = newest->end > end ? newest->end : end;
+    }
     for (struct sim_note **link = &m->notes; *link;) { /* what it covers is forgotten */
         struct sim_note *old = *link;
-        if (old->property != property || old->base < p || old->end > p + bytes) {
+        if (old->property != property || old->base < base || old->end > end) {
             link = &old->next;
             continue;
         }
         *link = old->next;
         free(old);
     }
-    *n = (struct sim_note){m->notes, p, p + bytes, property, value};
+    *n = (struct sim_note){m->notes, base, end, property, value};
     m->notes = n;
     return true;
-}
-
-static bool same(CUmemLocation a, CUmemLocation b)
-{
-    return a.type == b.type && (a.id == b.id || a.type == CU_MEM_LOCATION_TYPE_HOST || a.type == CU_MEM_LOCATION_TYPE_INVALID);
 }
 
 /* What all of [base, end) agrees on, looking from note n to older ones; type 0 where it does not. */

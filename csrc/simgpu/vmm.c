@@ -338,8 +338,9 @@ SIM_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *ha
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(path, name, sizeof name - 1);
     name[n > 0 ? n : 0] = 0;
-    if (sscanf(name, "/memfd:simgpu-%d-%d", &type, &id) != 2 || fstat(fd, &st) || st.st_size <= 0)
-        return CUDA_ERROR_INVALID_VALUE;
+    if (sscanf(name, "/memfd:simgpu-%d-%d", &type, &id) != 2 || fstat(fd, &st) || st.st_size <= 0 || st.st_size % (off_t)SIM_GRAN ||
+        (type == CU_MEM_LOCATION_TYPE_DEVICE ? !sim_device_ok(id) : type != CU_MEM_LOCATION_TYPE_HOST_NUMA))
+        return CUDA_ERROR_INVALID_VALUE; /* no handle, or memory of a device that this process does not see */
     struct sim_handle *h = calloc(1, sizeof *h);
     if (!h)
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -541,7 +542,8 @@ SIM_API CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessD
             grant(m, &desc[k]);
         int mine = protection(m);
         if (prot != -1 && mine != prot) { /* one call for each run of equal protection */
-            mprotect((void *)(uintptr_t)run, m->base - run, prot);
+            if (mprotect((void *)(uintptr_t)run, m->base - run, prot))
+                r = CUDA_ERROR_OUT_OF_MEMORY; /* too many mappings */
             run = m->base;
         }
         prot = mine;
