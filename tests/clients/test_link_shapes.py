@@ -20,7 +20,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+EVERYDAY = {"-cudart shared", "our static runtime"}
+
+
+@pytest.mark.parametrize("shape", [s if s in EVERYDAY else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES])
 def test_every_link_shape(run_sim, sim_dir, cuda_program, calls, shape, sanitizer):  # noqa: F811
     flags = SHAPES[shape]
     archive = sim_dir / "libcudart_static.a" if flags is None else None

@@ -38,7 +38,7 @@ def stress(run_sim, c_program, cuda_program):  # noqa: F811
     return run
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 @pytest.mark.parametrize("shim", [False, True], ids=["alone", "shim"])
 def test_threads_streams_graphs_contexts(stress, seed, shim):
     stress(seed, 4, 120, shim)

@@ -375,7 +375,7 @@ def test_reservations(simgpu):
         (
             "alloc.free_waits",
             "p, s, gate = alloc(MIB), stream(), Gate(); gate.close(s); call('cuMemsetD8Async', p, C.c_ubyte(1), MIB, s)\n"
-            "free(p); gate.open(); call('cuStreamSynchronize', s, want=ILLEGAL_ADDRESS)",
+            "threading.Timer(0.3, gate.open).start(); free(p); call('cuStreamSynchronize', s, want=ILLEGAL_ADDRESS)",
         ),
         (
             "vmm.unmap_no_drain",
