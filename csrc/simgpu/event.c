@@ -4,6 +4,7 @@
  * marks graph nodes instead and cannot be asked or waited for by the host.
  */
 #include "graph.h"
+#include "ipc.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +16,54 @@ struct CUevent_st {
     uint64_t capture;      /* id of the capture it was recorded in, 0: none */
     CUgraphNode *nodes;
     unsigned count;
+    struct sim_shared_event *shared; /* CU_EVENT_INTERPROCESS: what other processes see of it */
+    unsigned number; /* of `task` among the recordings of all processes */
 };
 
 static CUevent event_of(CUevent handle)
 {
     return sim_object(SIM_EVENT, (uint64_t)(uintptr_t)handle);
+}
+
+/* Of the current context. Takes over `shared`. */
+static CUresult event_new(unsigned flags, struct sim_shared_event *shared, CUevent *out)
+{
+    CUcontext ctx;
+    CUevent e = calloc(1, sizeof *e);
+    CUresult r = e ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    sim_take();
+    if (!r)
+        r = sim_current(&ctx); /* another thread may have ended it meanwhile */
+    if (!r) {
+        e->ctx = ctx;
+        e->flags = flags;
+        e->shared = shared;
+        if (sim_object_add(SIM_EVENT, (uint64_t)(uintptr_t)e, e))
+            *out = e;
+        else
+            r = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    sim_give();
+    if (r) {
+        sim_shared_event_drop(shared);
+        free(e);
+    }
+    return r;
+}
+
+CUresult sim_event_import(struct sim_shared_event *shared, CUevent *out)
+{
+    return event_new(CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS, shared, out);
+}
+
+CUresult sim_event_export(CUevent handle, struct sim_shared_event **out, int *device)
+{
+    CUevent e = event_of(handle);
+    if (!e || !e->shared)
+        return CUDA_ERROR_INVALID_HANDLE;
+    *out = e->shared;
+    *device = e->ctx->device;
+    return CUDA_SUCCESS;
 }
 
 SIM_API CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags)
@@ -32,21 +76,10 @@ SIM_API CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags)
     const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
     if (!phEvent || Flags & ~known || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING)))
         return CUDA_ERROR_INVALID_VALUE;
-    CUevent e = calloc(1, sizeof *e);
-    if (!e)
+    struct sim_shared_event *shared = NULL;
+    if ((Flags & CU_EVENT_INTERPROCESS) && !(shared = sim_shared_event_new()))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    e->ctx = ctx;
-    e->flags = Flags;
-    sim_take();
-    r = sim_current(&ctx); /* again: another thread may have ended the context */
-    if (!r && !sim_object_add(SIM_EVENT, (uint64_t)(uintptr_t)e, e))
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!r)
-        *phEvent = e;
-    sim_give();
-    if (r)
-        free(e);
-    return r;
+    return event_new(Flags, shared, phEvent);
 }
 
 /* [locked] */
@@ -54,6 +87,7 @@ static void forget(CUevent e)
 {
     sim_object_drop(SIM_EVENT, (uint64_t)(uintptr_t)e);
     sim_task_drop(e->task);
+    sim_shared_event_drop(e->shared);
     free(e->nodes);
     free(e);
 }
@@ -116,7 +150,7 @@ CUresult sim_event_find(CUevent handle, CUcontext *ctx)
     if (!e)
         return CUDA_ERROR_INVALID_HANDLE;
     *ctx = e->ctx;
-    return CUDA_SUCCESS;
+    return e->shared ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
 }
 
 struct sim_task *sim_event_task(CUevent handle)
@@ -141,9 +175,27 @@ struct sim_task *sim_event_promise(CUevent handle)
     return t;
 }
 
+/* [locked] Was it last recorded by another process? Then what it holds here says nothing. */
+static bool foreign(CUevent e)
+{
+    return e->shared && !e->capture && sim_shared_event_newest(e->shared) != e->number;
+}
+
+/* [locked] What a recording submits: nothing but its place in the stream, unless other processes are to be told. */
+static CUresult recording(CUevent e, struct sim_work **work, unsigned *number)
+{
+    *work = NULL;
+    if (!e->shared)
+        return CUDA_SUCCESS;
+    *number = sim_shared_event_record(e->shared);
+    return (*work = sim_shared_event_signal(e->shared, *number)) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 /* [locked] CU_EVENT_RECORD_EXTERNAL and CU_EVENT_WAIT_EXTERNAL: a node that acts on the event itself. */
 static CUresult capture_external(CUstream s, CUevent e, CUgraphNodeType kind)
 {
+    if (e->shared)
+        return CUDA_ERROR_NOT_SUPPORTED;
     return s->capture ? sim_capture_add(s, (struct sim_act){.kind = kind, .ctx = e->ctx, .event = e}, NULL) : CUDA_ERROR_INVALID_VALUE;
 }
 
@@ -169,11 +221,16 @@ static CUresult record(CUevent handle, CUstream stream, bool pt, unsigned flags)
     } else if (!r) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);
+        struct sim_work *work;
+        unsigned number = 0;
         if (!r)
-            r = sim_submit(s, NULL, NULL, 0, &fresh);
+            r = recording(e, &work, &number);
+        if (!r)
+            r = sim_submit(s, work, NULL, 0, &fresh);
         if (!r) {
             struct sim_task *old = e->task;
             e->task = fresh;
+            e->number = number;
             e->capture = 0;
             fresh = old;
         }
@@ -203,6 +260,8 @@ SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
     CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
     CUevent e = event_of(hEvent);
     CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e || e->ctx != c ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&c->sticky);
+    if (!r && e->shared)
+        r = CUDA_ERROR_NOT_SUPPORTED;
     if (!r)
         r = sim_capture_sync(c);
     if (!r)
@@ -226,6 +285,8 @@ SIM_API CUresult cuCtxWaitEvent(CUcontext hCtx, CUevent hEvent)
     CUcontext c = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)hCtx);
     CUevent e = event_of(hEvent);
     CUresult r = !c ? CUDA_ERROR_INVALID_CONTEXT : !e ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&c->sticky);
+    if (!r && e->shared)
+        r = CUDA_ERROR_NOT_SUPPORTED;
     if (!r)
         r = sim_capture_sync(c);
     struct sim_capture *of = e && e->capture ? sim_capture_by_id(e->capture) : NULL;
@@ -279,8 +340,11 @@ SIM_API CUresult cuEventQuery(CUevent hEvent)
         r = sim_capture_unsafe_event();
     if (!r) /* a context that has failed says so first: what it had queued will never be done */
         r = (CUresult)atomic_load(&event_of(hEvent)->ctx->sticky);
+    bool away = !r && foreign(event_of(hEvent));
+    if (away && !sim_shared_event_reached(event_of(hEvent)->shared))
+        r = CUDA_ERROR_NOT_READY;
     sim_give();
-    if (!r && t && !sim_task_seen(t))
+    if (!r && !away && t && !sim_task_seen(t))
         r = CUDA_ERROR_NOT_READY;
     sim_task_drop(t);
     return r;
@@ -296,12 +360,18 @@ SIM_API CUresult cuEventSynchronize(CUevent hEvent)
     CUcontext ctx = e ? e->ctx : NULL;
     if (!r)
         r = sim_capture_unsafe_event();
+    struct sim_shared_event *shared = !r && foreign(e) ? e->shared : NULL;
+    sim_shared_event_hold(shared);
     sim_give();
     if (r) {
         sim_task_drop(t);
         return r;
     }
-    if (t) {
+    if (shared) {
+        sim_shared_event_wait(shared);
+        sim_shared_event_drop(shared);
+        sim_task_drop(t);
+    } else if (t) {
         sim_task_wait(t);
         sim_task_drop(t);
         sim_pools_sync(ctx->device);
@@ -394,6 +464,9 @@ static CUresult wait(CUstream stream, bool pt, CUevent handle, unsigned flags)
         r = capture_external(s, e, CU_GRAPH_NODE_TYPE_WAIT_EVENT);
     } else if (!r && (s->capture || (e->capture && sim_capture_by_id(e->capture)))) {
         r = wait_captured(s, e);
+    } else if (!r && foreign(e)) {
+        struct sim_work *work = sim_shared_event_waiter(e->shared);
+        r = work ? sim_submit(s, work, NULL, 0, NULL) : CUDA_ERROR_OUT_OF_MEMORY;
     } else if (!r && e->task && !e->capture) {
         if (s->legacy)
             sim_capture_implicit(s->ctx, &r);

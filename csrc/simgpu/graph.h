@@ -100,7 +100,7 @@ CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *out);
 void sim_host_params(const struct sim_op *op, CUDA_HOST_NODE_PARAMS *out);
 
 /* ---- events of nodes (event.c), [locked] */
-CUresult sim_event_find(CUevent handle, CUcontext *ctx);  /* INVALID_HANDLE */
+CUresult sim_event_find(CUevent handle, CUcontext *ctx);  /* INVALID_HANDLE; NOT_SUPPORTED: shared with other processes */
 struct sim_task *sim_event_task(CUevent handle);          /* what a wait waits for, as a reference; NULL: nothing */
 struct sim_task *sim_event_promise(CUevent handle);       /* the event is recorded: when the caller keeps it. A reference */
 

@@ -20,8 +20,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MAGIC 0x32304d47504d4953u /* "SIMPGM02" */
-#define SLOTS 256
+#define MAGIC 0x33304d47504d4953u /* "SIMPGM03" */
+#define SLOTS 256u
+#define LOANS 1024u /* a machine that has more shared pieces counts the rest for their owners only */
 
 struct slot {
     int32_t pid; /* 0: free */
@@ -30,18 +31,30 @@ struct slot {
     uint64_t used[SIM_MAX_DEVICES + 1]; /* the last one is RAM */
 };
 
+struct loan {
+    uint64_t key, bytes; /* key 0: free */
+    int32_t tier;
+    uint32_t owner; /* slot + 1; 0: has freed it or is dead */
+    uint64_t users[SLOTS / 64];
+};
+
 struct machine {
     uint64_t magic;
     uint64_t vram, ram;
     uint32_t devices;
     uint32_t high; /* slots from here on were never taken: nobody looks at their pages */
+    uint32_t high_loan, unused;
     struct slot slots[SLOTS];
+    struct loan loans[LOANS];
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int fd = -1;
 static struct machine *shared;
 static struct slot *mine;
+/* What this process has open, and how often. */
+static struct { uint64_t key; unsigned times; } *borrowed;
+static unsigned borrowed_count, borrowed_room;
 static pid_t owner; /* who joined: a forked child must not touch its parent's slot */
 
 static void path_of(char *out, size_t size)
@@ -49,8 +62,8 @@ static void path_of(char *out, size_t size)
     snprintf(out, size, "/dev/shm/simgpu-%u-%s", (unsigned)getuid(), sim_config()->name);
 }
 
-/* Start time of a process in clock ticks, 0 when there is none (or it is a zombie, which holds nothing any more). */
-static uint64_t start_of(pid_t pid)
+/* 0 for a zombie, too: it holds nothing any more. */
+uint64_t sim_process_start(pid_t pid)
 {
     char path[40], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
@@ -93,6 +106,50 @@ static bool held(const struct machine *m, const struct slot *s, int f)
     return fcntl(f, F_OFD_GETLK, &l) || l.l_type != F_UNLCK;
 }
 
+/* ---- loans; all with the lock of the file held */
+
+static struct loan *loan_of(struct machine *m, uint64_t key)
+{
+    for (struct loan *l = m->loans; l < m->loans + m->high_loan; l++)
+        if (l->key == key)
+            return l;
+    return NULL;
+}
+
+static struct loan *loan_new(struct machine *m, uint64_t key, int tier, uint64_t bytes)
+{
+    struct loan *l = loan_of(m, key);
+    if (!l && !(l = loan_of(m, 0)) && m->high_loan < LOANS)
+        l = &m->loans[m->high_loan++];
+    if (l && !l->key)
+        *l = (struct loan){.key = key, .bytes = bytes, .tier = tier};
+    return l;
+}
+
+static void loan_settle(struct loan *l)
+{
+    uint64_t any = l->owner;
+    for (unsigned i = 0; i < SLOTS / 64; i++)
+        any |= l->users[i];
+    if (!any)
+        memset(l, 0, sizeof *l);
+}
+
+/* A process is gone: what it lent is the borrowers' now, what it borrowed is given back. */
+static void slot_free(struct machine *m, struct slot *s)
+{
+    unsigned n = (unsigned)(s - m->slots);
+    for (struct loan *l = m->loans; l < m->loans + m->high_loan; l++) {
+        if (!l->key)
+            continue;
+        if (l->owner == n + 1)
+            l->owner = 0;
+        l->users[n / 64] &= ~((uint64_t)1 << n % 64);
+        loan_settle(l);
+    }
+    memset(s, 0, sizeof *s);
+}
+
 /* Free the slots of the dead. With the lock of the file `f` held. Returns how many slots are taken afterwards. */
 static unsigned reap(struct machine *m, int f)
 {
@@ -100,10 +157,10 @@ static unsigned reap(struct machine *m, int f)
     for (struct slot *s = m->slots; s < m->slots + m->high; s++) {
         if (!s->pid)
             continue;
-        if (s == mine || (start_of(s->pid) == s->start && held(m, s, f)))
+        if (s == mine || (sim_process_start(s->pid) == s->start && held(m, s, f)))
             taken++;
         else
-            memset(s, 0, sizeof *s);
+            slot_free(m, s);
     }
     return taken;
 }
@@ -182,7 +239,7 @@ static int join_locked(void)
     memset(s, 0, sizeof *s);
     struct flock l = slot_lock(m, s, F_WRLCK);
     fcntl(f, F_OFD_SETLK, &l); /* free: its last owner is dead */
-    s->start = start_of(getpid());
+    s->start = sim_process_start(getpid());
     s->pid = getpid();
     if (m->high <= (uint32_t)(s - m->slots))
         m->high = (uint32_t)(s - m->slots) + 1;
@@ -209,8 +266,9 @@ void sim_machine_leave(void)
     pthread_mutex_lock(&mutex);
     if (shared) {
         lock_file(fd);
-        memset(mine, 0, sizeof *mine);
+        slot_free(shared, mine);
         mine = NULL;
+        borrowed_count = 0;
         if (reap(shared, fd) == 0) {
             char path[160];
             path_of(path, sizeof path);
@@ -237,6 +295,9 @@ static uint64_t sum(const struct machine *m, int tier)
     for (const struct slot *s = m->slots; s < m->slots + m->high; s++)
         if (s->pid)
             total += s->used[column(tier)];
+    for (const struct loan *l = m->loans; l < m->loans + m->high_loan; l++)
+        if (l->key && !l->owner && l->tier == tier)
+            total += l->bytes;
     return total;
 }
 
@@ -269,6 +330,99 @@ void sim_machine_return(int tier, uint64_t bytes)
         uint64_t *used = &mine->used[column(tier)];
         *used -= bytes < *used ? bytes : *used;
         flock(fd, LOCK_UN);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+uint64_t sim_shared_key(int f)
+{
+    struct stat st;
+    return fstat(f, &st) ? 1 : (uint64_t)st.st_ino | (uint64_t)1 << 63;
+}
+
+void sim_machine_lend(uint64_t key, int tier, uint64_t bytes)
+{
+    pthread_mutex_lock(&mutex);
+    if (shared && owner == getpid()) {
+        lock_file(fd);
+        struct loan *l = loan_new(shared, key, tier, bytes);
+        if (l)
+            l->owner = (uint32_t)(mine - shared->slots) + 1;
+        flock(fd, LOCK_UN);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+void sim_machine_unlend(uint64_t key)
+{
+    pthread_mutex_lock(&mutex);
+    if (shared && owner == getpid()) {
+        lock_file(fd);
+        struct loan *l = loan_of(shared, key);
+        if (l && l->owner == (uint32_t)(mine - shared->slots) + 1) {
+            l->owner = 0;
+            loan_settle(l);
+        }
+        flock(fd, LOCK_UN);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+/* [mutex] Its place among what is open; a new one is zero. NULL: out of memory. */
+static unsigned *times_open(uint64_t key)
+{
+    unsigned i = 0;
+    while (i < borrowed_count && borrowed[i].key != key)
+        i++;
+    if (i == borrowed_room) {
+        void *more = realloc(borrowed, (borrowed_room + 16) * sizeof *borrowed);
+        if (!more)
+            return NULL;
+        borrowed = more;
+        borrowed_room += 16;
+    }
+    if (i == borrowed_count) {
+        borrowed[borrowed_count].key = key;
+        borrowed[borrowed_count++].times = 0;
+    }
+    return &borrowed[i].times;
+}
+
+void sim_machine_borrow(uint64_t key, int tier, uint64_t bytes)
+{
+    pthread_mutex_lock(&mutex);
+    unsigned *times = shared && owner == getpid() ? times_open(key) : NULL;
+    if (times && (*times)++ == 0) {
+        lock_file(fd);
+        struct loan *l = loan_new(shared, key, tier, bytes);
+        unsigned n = (unsigned)(mine - shared->slots);
+        if (l)
+            l->users[n / 64] |= (uint64_t)1 << n % 64;
+        flock(fd, LOCK_UN);
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+void sim_machine_unborrow(uint64_t key)
+{
+    pthread_mutex_lock(&mutex);
+    unsigned *times = shared && owner == getpid() ? times_open(key) : NULL;
+    if (times && *times && --*times == 0) {
+        lock_file(fd);
+        struct loan *l = loan_of(shared, key);
+        unsigned n = (unsigned)(mine - shared->slots);
+        if (l) {
+            l->users[n / 64] &= ~((uint64_t)1 << n % 64);
+            loan_settle(l);
+        }
+        flock(fd, LOCK_UN);
+    }
+    if (times && !*times) { /* the last one takes its place */
+        for (unsigned i = 0; i < borrowed_count; i++)
+            if (&borrowed[i].times == times) {
+                borrowed[i] = borrowed[--borrowed_count];
+                break;
+            }
     }
     pthread_mutex_unlock(&mutex);
 }

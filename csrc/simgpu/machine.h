@@ -22,6 +22,14 @@ void sim_machine_leave(void);
 /* Take `bytes` of a device's VRAM or of RAM; false when it does not hold that much more. */
 bool sim_machine_charge(int tier, uint64_t bytes);
 void sim_machine_return(int tier, uint64_t bytes);
+/* Memory that several processes have: it counts as its owner's while that has it, then as long as anyone has it open.
+ * `key` is a number that all of them know (sim_shared_key). Lending twice is harmless; borrowing is counted. */
+void sim_machine_lend(uint64_t key, int tier, uint64_t bytes);
+void sim_machine_unlend(uint64_t key); /* the owner frees it, and returns its bytes itself; harmless when it was not lent */
+void sim_machine_borrow(uint64_t key, int tier, uint64_t bytes);
+void sim_machine_unborrow(uint64_t key);
+uint64_t sim_shared_key(int fd); /* of a file in memory, never 0 */
+uint64_t sim_process_start(pid_t pid); /* in clock ticks; 0: it is gone, or as good as */
 /* Bytes in use by all living processes, and the capacity. Works without having joined (then of the living machine, or
  * an empty one of the configured size). */
 void sim_machine_usage(int tier, uint64_t *used, uint64_t *capacity);

@@ -113,11 +113,14 @@ CUresult sim_map_release(struct sim_map *m)
     void *p = (void *)(uintptr_t)m->base;
     if (m->kind == SIM_MAP_IPC) { /* the exporter's pages, outside our address space */
         munmap(p, m->real_size);
+        sim_machine_unborrow(m->shared);
     } else if (m->kind != SIM_MAP_REGISTERED) {
         sim_recycle_pages(tier_of(m->kind, m->device), p, m->real_size);
         sim_pages_free(p, m->real_size);
     }
     sim_take();
+    if (m->kind == SIM_MAP_DEVICE && m->shared)
+        sim_machine_unlend(m->shared);
     if (m->kind == SIM_MAP_DEVICE)
         sim_vram_return(m->device, m->size, m->charged);
     else if (m->kind == SIM_MAP_HOST || m->kind == SIM_MAP_REGISTERED)

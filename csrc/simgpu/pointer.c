@@ -1,19 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Questions about pointers, and sharing them between processes. Called by applications, communication libraries and
- * the shim. Rules: the answers for VMM memory differ from those for cuMemAlloc as real drivers' do: no context, the
+/* Questions about pointers. Called by applications, communication libraries and the shim. Rules: the answers for VMM memory differ from those for cuMemAlloc as real drivers' do: no context, the
  * range is the reservation, the mapping is one handle, host-located memory says it is host memory.
  */
-#define _GNU_SOURCE
 #include "doubt.h"
 #include "state.h"
 
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* [locked] Write one attribute of a known pointer. `res` only: inside a reservation, but nothing is mapped there. */
 static CUresult answer(CUcontext ctx, CUpointer_attribute a, CUdeviceptr p, const struct sim_map *m,
@@ -209,145 +201,4 @@ SIM_API CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr dptr, s
     if (!handle || !dptr || !size || handleType != CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD)
         return CUDA_ERROR_INVALID_VALUE;
     return CUDA_ERROR_NOT_SUPPORTED;
-}
-
-/* ---- legacy IPC: the allocation's pages become a shared file on first export */
-
-struct ipc {
-    uint32_t magic;
-    int32_t pid, fd, device;
-    uint64_t size;
-};
-#define IPC_MAGIC 0x43504953u
-
-static bool all_zero(const char *p, size_t n)
-{
-    return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0;
-}
-
-/* Move private pages into a shared file at the same address. The context is idle; nobody else has the map. */
-static bool share(struct sim_map *m)
-{
-    const size_t page = 4096;
-    int fd = memfd_create("simgpu-ipc", MFD_CLOEXEC);
-    if (fd < 0)
-        return false;
-    bool ok = ftruncate(fd, (off_t)m->real_size) == 0;
-    for (uint64_t at = 0; ok && at < m->real_size; at += page) {
-        const char *p = (const char *)(uintptr_t)(m->base + at);
-        if (!all_zero(p, page)) /* holes stay holes */
-            ok = pwrite(fd, p, page, (off_t)at) == (ssize_t)page;
-    }
-    if (ok)
-        ok = mmap((void *)(uintptr_t)m->base, m->real_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) != MAP_FAILED;
-    if (ok)
-        m->fd = fd;
-    else
-        close(fd);
-    return ok;
-}
-
-SIM_API CUresult cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr)
-{
-    SIM_ENTRY();
-    CUcontext ctx;
-    CUresult r = sim_current(&ctx);
-    if (r)
-        return r;
-    if (!pHandle)
-        return CUDA_ERROR_INVALID_VALUE;
-    sim_drain(ctx);
-    sim_take();
-    struct sim_map *m = sim_map_find(dptr);
-    if (!m || m->kind != SIM_MAP_DEVICE)
-        r = CUDA_ERROR_INVALID_VALUE;
-    else if (m->fd < 0 && !share(m))
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!r) {
-        struct ipc ipc = {IPC_MAGIC, (int32_t)getpid(), m->fd, m->device, m->size};
-        memset(pHandle, 0, sizeof *pHandle);
-        memcpy(pHandle, &ipc, sizeof ipc);
-    }
-    sim_give();
-    return r;
-}
-
-static CUresult open_ipc(CUdeviceptr *out, const CUipcMemHandle *handle, unsigned flags)
-{
-    CUcontext ctx;
-    CUresult r = sim_current(&ctx);
-    if (r)
-        return r;
-    struct ipc ipc;
-    memcpy(&ipc, handle, sizeof ipc);
-    if (!out || flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS || ipc.magic != IPC_MAGIC)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (ipc.pid == (int32_t)getpid())
-        return CUDA_ERROR_INVALID_CONTEXT; /* not in the process that exported it */
-    char path[64], target[64];
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)ipc.pid, (int)ipc.fd);
-    ssize_t n = readlink(path, target, sizeof target - 1);
-    target[n > 0 ? n : 0] = 0;
-    int fd = strncmp(target, "/memfd:simgpu-ipc", 17) ? -1 : open(path, O_RDWR | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) || (uint64_t)st.st_size < ipc.size) {
-        if (fd >= 0)
-            close(fd);
-        return CUDA_ERROR_INVALID_VALUE; /* the exporter is gone or has freed it */
-    }
-    struct sim_map *m = sim_map_new();
-    void *p = m ? mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0) : MAP_FAILED;
-    close(fd);
-    if (p == MAP_FAILED) {
-        free(m);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    m->kind = SIM_MAP_IPC;
-    m->base = (uint64_t)(uintptr_t)p;
-    m->size = ipc.size;
-    m->real_size = (uint64_t)st.st_size;
-    m->device = ctx->device;
-    m->ctx = ctx;
-    sim_take();
-    bool ok = sim_map_add(m);
-    sim_give();
-    if (!ok) {
-        munmap(p, m->real_size);
-        free(m);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    *out = m->base;
-    return CUDA_SUCCESS;
-}
-
-SIM_API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
-{
-    SIM_ENTRY();
-    return open_ipc(pdptr, &handle, Flags);
-}
-
-SIM_API CUresult cuIpcOpenMemHandle(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags)
-{
-    SIM_ENTRY();
-    return open_ipc(pdptr, &handle, Flags);
-}
-
-SIM_API CUresult cuIpcCloseMemHandle(CUdeviceptr dptr)
-{
-    SIM_ENTRY();
-    CUcontext ctx;
-    CUresult r = sim_current(&ctx);
-    if (r)
-        return r;
-    sim_take();
-    struct sim_map *m = sim_map_find(dptr);
-    if (m && (m->kind != SIM_MAP_IPC || m->base != dptr))
-        m = NULL;
-    if (m)
-        sim_map_remove(m);
-    sim_give();
-    if (!m)
-        return CUDA_ERROR_INVALID_VALUE;
-    sim_drain(ctx);
-    return sim_map_release(m);
 }

@@ -222,6 +222,8 @@ struct sim_map {
     struct sim_note *notes; /* managed: advice (managed.c) */
     struct sim_graph_alloc *graph; /* a graph's allocation (SIM_MAP_POOLED without a pool) */
     int fd; /* shared with other processes, else -1 */
+    uint64_t shared; /* sim_shared_key of what other processes have too; 0: none have */
+    unsigned opened; /* SIM_MAP_IPC: times that its context has it open */
 };
 struct sim_reservation {
     uint64_t base, size;

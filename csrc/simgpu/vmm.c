@@ -24,7 +24,7 @@ struct sim_handle {
     uint64_t id, size, offset;
     CUmemAllocationProp prop;
     int fd;
-    bool own_file, imported;
+    bool own_file, imported, lent;
     unsigned users, mapped; /* cuMemCreate/Retain/Import minus cuMemRelease; mappings */
 };
 
@@ -198,7 +198,11 @@ static void settle(struct sim_handle *h)
 {
     if (h->users || h->mapped)
         return;
-    if (!h->imported) {
+    if (h->imported)
+        sim_machine_unborrow(sim_shared_key(h->fd));
+    else {
+        if (h->lent)
+            sim_machine_unlend(sim_shared_key(h->fd));
         sim_recycle(tier_of(h), written(h));
         sim_machine_return(tier_of(h), h->size);
     }
@@ -316,6 +320,10 @@ SIM_API CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGeneri
     struct sim_handle *h = handle_of(handle);
     bool ok = h && handleType == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR && (h->prop.requestedHandleTypes & handleType);
     int fd = ok ? fcntl(h->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (fd >= 0 && !h->imported && !h->lent) {
+        h->lent = true;
+        sim_machine_lend(sim_shared_key(fd), tier_of(h), h->size);
+    }
     sim_give();
     if (!ok)
         return CUDA_ERROR_INVALID_VALUE;
@@ -362,6 +370,7 @@ SIM_API CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *ha
         free(h);
         return CUDA_ERROR_OPERATING_SYSTEM;
     }
+    sim_machine_borrow(sim_shared_key(fd), tier_of(h), h->size);
     *handle = h->id;
     return CUDA_SUCCESS;
 }
