@@ -4,7 +4,7 @@
  * CUDA_ERROR_CONTEXT_IS_DESTROYED; destroying one waits for its work and gives back its memory. It is dead before it is
  * waited for: a thread that retains the primary context meanwhile gets a new one, and two that end it end it once.
  */
-#include "state.h"
+#include "green.h"
 
 #include <stdlib.h>
 
@@ -38,10 +38,32 @@ static CUresult context_new(int device, unsigned flags, unsigned api, CUcontext 
     return CUDA_SUCCESS;
 }
 
+CUcontext sim_ctx_view(CUcontext base, CUgreenCtx green)
+{
+    CUcontext c = calloc(1, sizeof *c);
+    if (c) {
+        c->device = base->device;
+        c->id = sim_unique();
+        c->base = base;
+        c->green = green;
+    }
+    return c;
+}
+
+void sim_ctx_view_end(CUcontext view)
+{
+    view->dead = true;
+    view->green = NULL;
+    view->buried = dead_ones;
+    dead_ones = view;
+}
+
 /* [locked] Nobody finds it any more. */
 static void context_kill(CUcontext c)
 {
     sim_object_drop(SIM_CONTEXT, (uint64_t)(uintptr_t)c);
+    if (c->primary)
+        sim_green_base_gone(c);
     c->dead = true;
     c->buried = dead_ones;
     dead_ones = c;
@@ -82,6 +104,11 @@ CUresult sim_current(CUcontext *out)
     CUcontext c = t->depth ? t->stack[t->depth - 1] : NULL;
     if (!c)
         return CUDA_ERROR_INVALID_CONTEXT;
+    if (c->base) {
+        if (c->dead || c->base->dead)
+            return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        c = c->base;
+    }
     if (c->dead)
         return c->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     *out = c;

@@ -4,6 +4,7 @@
  * marks graph nodes instead and cannot be asked or waited for by the host.
  */
 #include "graph.h"
+#include "green.h"
 #include "ipc.h"
 
 #include <stdlib.h>
@@ -274,6 +275,85 @@ SIM_API CUresult cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent)
     }
     sim_give();
     sim_task_drop(fresh);
+    return r;
+}
+
+/* [locked] The newest tasks of its streams, as references; NULL: out of memory. */
+static struct sim_task **newest_of(CUgreenCtx g, unsigned *count)
+{
+    unsigned n = 0;
+    for (CUstream s = g->base->streams; s; s = s->next)
+        n += s->green == g;
+    struct sim_task **list = malloc((n + 1) * sizeof *list);
+    *count = 0;
+    for (CUstream s = g->base->streams; list && s; s = s->next)
+        if (s->green == g && (list[*count] = sim_stream_last(s)))
+            ++*count;
+    return list;
+}
+
+SIM_API CUresult cuGreenCtxRecordEvent(CUgreenCtx hCtx, CUevent hEvent)
+{
+    SIM_ENTRY();
+    struct sim_task *fresh = NULL, **tasks = NULL;
+    unsigned count = 0;
+    sim_take();
+    CUgreenCtx g = sim_green_of(hCtx);
+    CUevent e = event_of(hEvent);
+    CUresult r = !g ? CUDA_ERROR_INVALID_CONTEXT : !e || e->ctx != g->base ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&g->base->sticky);
+    if (!r && e->shared)
+        r = CUDA_ERROR_NOT_SUPPORTED;
+    if (!r)
+        r = sim_green_capture(g);
+    if (!r && !(tasks = newest_of(g, &count)))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!r)
+        r = apart(g->base, tasks, count, &fresh);
+    if (!r) {
+        struct sim_task *old = e->task;
+        e->task = fresh;
+        e->capture = 0;
+        fresh = old;
+    }
+    sim_give();
+    sim_task_drop(fresh);
+    while (count)
+        sim_task_drop(tasks[--count]);
+    free(tasks);
+    return r;
+}
+
+SIM_API CUresult cuGreenCtxWaitEvent(CUgreenCtx hCtx, CUevent hEvent)
+{
+    SIM_ENTRY();
+    struct sim_task *gate = NULL, *old = NULL;
+    sim_take();
+    CUgreenCtx g = sim_green_of(hCtx);
+    CUevent e = event_of(hEvent);
+    CUresult r = !g ? CUDA_ERROR_INVALID_CONTEXT : !e ? CUDA_ERROR_INVALID_HANDLE : (CUresult)atomic_load(&g->base->sticky);
+    if (!r && e->shared)
+        r = CUDA_ERROR_NOT_SUPPORTED;
+    if (!r)
+        r = sim_green_capture(g);
+    struct sim_capture *of = e && e->capture ? sim_capture_by_id(e->capture) : NULL;
+    if (!r && of) {
+        of->invalid = true;
+        r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    if (!r && e->task && !e->capture) {
+        struct sim_task *const both[] = {e->task, g->gate};
+        sim_host_reach(e->task->submit_ns);
+        r = apart(g->base, both, g->gate ? 2 : 1, &gate);
+        for (CUstream s = g->base->streams; s && !r; s = s->next)
+            if (s->green == g)
+                r = sim_submit(s, NULL, &gate, 1, NULL);
+        if (gate) {
+            old = g->gate;
+            g->gate = gate;
+        }
+    }
+    sim_give();
+    sim_task_drop(old);
     return r;
 }
 

@@ -246,8 +246,9 @@ static void break_context(CUresult result)
 {
     const struct sim_thread *t = sim_self();
     int none = 0;
-    if (t && t->depth)
-        atomic_compare_exchange_strong(&t->stack[t->depth - 1]->sticky, &none, (int)result);
+    CUcontext c = t && t->depth ? t->stack[t->depth - 1] : NULL;
+    if (c)
+        atomic_compare_exchange_strong(&(c->base ? c->base : c)->sticky, &none, (int)result);
 }
 
 static void strike(const struct rule *r, struct sim_call *c)

@@ -44,9 +44,9 @@ static CUresult context(CUcontext *ctx)
     if (!*ctx)
         return sim_current(ctx);
     sim_take();
-    bool live = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)*ctx) != NULL;
+    *ctx = sim_object(SIM_CONTEXT, (uint64_t)(uintptr_t)*ctx);
     sim_give();
-    return live ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    return *ctx ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 static CUresult make_event(CUevent event, CUcontext *ctx)

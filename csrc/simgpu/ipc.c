@@ -137,14 +137,16 @@ static CUresult map_file(CUcontext ctx, const struct ipc *ipc, int fd, CUdevicep
     m->opened = 1;
     sim_machine_borrow(m->shared, m->device, sim_round(ipc->size, SIM_GRAN));
     sim_take();
-    bool ok = sim_map_add(m);
+    CUresult r = sim_current(&ctx); /* again: another thread may be ending the context */
+    if (!r && !sim_map_add(m))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
     sim_give();
-    if (ok)
-        return CUDA_SUCCESS;
-    sim_machine_unborrow(m->shared);
-    munmap(p, size);
-    free(m);
-    return CUDA_ERROR_OUT_OF_MEMORY;
+    if (r) {
+        sim_machine_unborrow(m->shared);
+        munmap(p, size);
+        free(m);
+    }
+    return r;
 }
 
 static CUresult open_memory(CUdeviceptr *out, const CUipcMemHandle *handle, unsigned flags)

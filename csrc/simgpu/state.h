@@ -102,6 +102,8 @@ struct CUstream_st {
     CUgraphEdgeData *tip_edges;  /* [sim_lock] how */
     unsigned tip_count;
     bool retired;                /* [sim_lock] destroyed by the app, its work not known to be done */
+    CUgreenCtx green;            /* [sim_lock] that it was made in; NULL: none */
+    bool detached;               /* [sim_lock] that was destroyed: STREAM_DETACHED */
     CUstreamAttrValue *attributes; /* [sim_lock] stream_attr.c; NULL: all as at first */
     uint64_t reached_ns;         /* [sim_lock] host time of the newest submission; its making, before the first */
     /* under the engine's lock */
@@ -167,7 +169,11 @@ struct CUctx_st {
     int cache, banks;
     CUcontext peers[SIM_MAX_PEERS]; /* [sim_lock] whose allocations its kernels reach */
     unsigned peer_count;
+    CUgreenCtx green; /* of a view (green.h): what it stands for; */
+    CUcontext base;   /* and the primary context behind it. NULL: an ordinary context */
 };
+CUcontext sim_ctx_view(CUcontext base, CUgreenCtx green); /* NULL: out of memory */
+void sim_ctx_view_end(CUcontext view); /* [locked] threads that have it current are told */
 /* peer.c */
 bool sim_peer_possible(int device, int peer); /* may kernels of one device ever reach the other's memory? */
 bool sim_peer_enabled(const struct CUctx_st *c, const struct CUctx_st *peer); /* [locked] */

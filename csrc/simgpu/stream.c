@@ -3,6 +3,7 @@
  * stream-ordered entries. Rules: default streams and their order are the engine's business (sched.c).
  */
 #include "graph.h"
+#include "green.h"
 
 #include <stdlib.h>
 
@@ -34,7 +35,7 @@ CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out)
 {
     if (handle && handle != CU_STREAM_LEGACY && handle != CU_STREAM_PER_THREAD) {
         *out = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
-        return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+        return !*out ? CUDA_ERROR_INVALID_HANDLE : (*out)->detached ? CUDA_ERROR_STREAM_DETACHED : CUDA_SUCCESS;
     }
     CUcontext ctx;
     CUresult r = sim_current(&ctx);
@@ -63,6 +64,11 @@ static CUresult create(CUstream *out, unsigned flags, int priority)
     r = sim_current(&ctx); /* again: another thread may be ending the context, and has closed its streams */
     CUstream s = r ? NULL : sim_stream_new(ctx, flags, sim_priority(priority));
     if (s && !sim_object_add(SIM_STREAM, (uint64_t)(uintptr_t)s, s)) {
+        sim_stream_close(s);
+        s = NULL;
+    }
+    if (s && sim_green_join(sim_green_current(), s)) {
+        sim_object_drop(SIM_STREAM, (uint64_t)(uintptr_t)s);
         sim_stream_close(s);
         s = NULL;
     }
@@ -212,7 +218,8 @@ struct property {
     int priority;
     unsigned flags;
     unsigned long long id;
-    CUcontext ctx;
+    CUcontext ctx, shown; /* shown: what stands for a green context */
+    CUgreenCtx green;
 };
 
 static CUresult property_of(CUstream handle, bool pt, struct property *out)
@@ -224,13 +231,15 @@ static CUresult property_of(CUstream handle, bool pt, struct property *out)
         return r;
     sim_take();
     r = sim_stream_find(handle, pt, &s);
+    CUgreenCtx g = r ? NULL : s->legacy || s->per_thread ? sim_green_current() : s->green;
+    if (!r && g && s->per_thread)
+        r = CUDA_ERROR_INVALID_HANDLE; /* cuda.h, cuStreamGetCtx_v2 */
     if (!r)
-        *out = (struct property){s->priority, s->flags, s->id, s->ctx};
+        *out = (struct property){s->priority, s->flags, s->id, s->ctx, g ? g->view : s->ctx, g};
     sim_give();
     return r;
 }
 
-/* There are no green contexts: none is ever answered. */
 static CUresult get_ctx(CUstream s, bool pt, CUcontext *ctx, CUgreenCtx *green)
 {
     struct property p;
@@ -238,7 +247,7 @@ static CUresult get_ctx(CUstream s, bool pt, CUcontext *ctx, CUgreenCtx *green)
     if (!r)
         *ctx = p.ctx;
     if (!r && green)
-        *green = NULL;
+        *green = p.green;
     return r;
 }
 
@@ -257,7 +266,7 @@ static CUresult get_ctx(CUstream s, bool pt, CUcontext *ctx, CUgreenCtx *green)
     ASK(suffix, pt, cuStreamGetPriority, int, p.priority) \
     ASK(suffix, pt, cuStreamGetFlags, unsigned int, p.flags) \
     ASK(suffix, pt, cuStreamGetId, unsigned long long, p.id) \
-    ASK(suffix, pt, cuStreamGetCtx, CUcontext, p.ctx) \
+    ASK(suffix, pt, cuStreamGetCtx, CUcontext, p.shown) \
     ASK(suffix, pt, cuStreamGetDevice, CUdevice, p.ctx->device) \
     SIM_API CUresult cuStreamQuery##suffix(CUstream s) { SIM_ENTRY(); return query(s, pt); } \
     SIM_API CUresult cuStreamSynchronize##suffix(CUstream s) { SIM_ENTRY(); return synchronize(s, pt); } \

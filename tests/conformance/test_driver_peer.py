@@ -165,3 +165,16 @@ def test_a_fault_stays_in_its_context():
     if second == OK:
         assert read(p, 5) == b"whole"
     pick("context.faults_apart", (neighbour, second), (OK, OK))
+
+
+@belief("peer.grant_needs_peers")
+@own_process
+def test_a_grant_needs_devices_that_reach_each_other():
+    os.environ["SIMGPU_PEERS"] = "no"  # a real driver does not ask
+    two()
+    if reaches(1, 0):
+        lacks("the devices reach each other")
+    p = reserve(GRANULE)
+    map_at(p, GRANULE, create(GRANULE))
+    both = (Access * 2)(Access(Location(DEVICE, 0), READWRITE), Access(Location(DEVICE, 1), READWRITE))
+    pick("peer.grant_needs_peers", call("cuMemSetAccess", p, GRANULE, both, 2, want=ANY), PEER_UNSUPPORTED, INVALID_DEVICE)
