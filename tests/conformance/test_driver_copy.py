@@ -60,10 +60,10 @@ def test_memset(width, value, suffix):
     p, s = alloc(4096), stream()
     fill(p, 0, 4096)
     name = f"cuMemsetD{width}" + (suffix or "_v2")
-    call(name, p + 64, {8: C.c_ubyte, 16: C.c_ushort, 32: C.c_uint}[width](value), 100, *([s] if suffix else []))
+    call(name, p + 64, {8: C.c_ubyte, 16: C.c_ushort, 32: C.c_uint}[width](value), 101, *([s] if suffix else []))
     call("cuCtxSynchronize")
     size = width // 8
-    assert read(p, 4096) == bytes(64) + value.to_bytes(size, "little") * 100 + bytes(4096 - 64 - 100 * size)
+    assert read(p, 4096) == bytes(64) + value.to_bytes(size, "little") * 101 + bytes(4096 - 64 - 101 * size)
 
 
 @pytest.mark.parametrize("width, value", [(8, 0xAB), (16, 0xABCD), (32, 0xDEADBEEF)])
@@ -72,9 +72,9 @@ def test_memset_of_a_rectangle(width, value, suffix):
     p, s, size, pitch = alloc(64 * KIB), stream(), width // 8, 512
     fill(p, 0, 64 * KIB)
     name = f"cuMemsetD2D{width}" + (suffix or "_v2")
-    call(name, p, pitch, {8: C.c_ubyte, 16: C.c_ushort, 32: C.c_uint}[width](value), 20, 5, *([s] if suffix else []))
+    call(name, p, pitch, {8: C.c_ubyte, 16: C.c_ushort, 32: C.c_uint}[width](value), 21, 5, *([s] if suffix else []))
     call("cuCtxSynchronize")
-    row = value.to_bytes(size, "little") * 20
+    row = value.to_bytes(size, "little") * 21
     assert read(p, 6 * pitch) == (row + bytes(pitch - len(row))) * 5 + bytes(pitch)
 
 

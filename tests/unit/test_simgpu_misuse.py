@@ -52,6 +52,60 @@ def test_events_end_with_their_context(simgpu):
     )
 
 
+def test_a_context_ends_behind_its_work(simgpu):
+    drive(
+        simgpu,
+        """
+        call("cuInit", 0)
+        context, s, gate, ran = new_context(), stream(), Gate(), []
+        done = HOST_FN(lambda _: ran.append(True))
+        gate.close(s)
+        call("cuLaunchHostFunc", s, done, None)
+        waited, _ = waits(lambda: call("cuCtxDestroy_v2", context), gate)
+        assert waited and ran == [True]
+        """,
+    )
+
+
+def test_a_context_does_not_wait_for_an_event_of_a_capture(simgpu):
+    """Not even for one of another context: and that capture is lost (cuda.h, cuCtxWaitEvent)."""
+    drive(
+        simgpu,
+        """
+        call("cuInit", 0)
+        first, graph = new_context(), C.c_void_p()
+        s, e = stream(), event()
+        call("cuStreamBeginCapture_v2", s, RELAXED)
+        call("cuEventRecord", e, s)
+        second = new_context()
+        call("cuCtxWaitEvent", second, e, want=CAPTURE_UNSUPPORTED)
+        call("cuCtxSetCurrent", first)
+        call("cuStreamEndCapture", s, C.byref(graph), want=CAPTURE_INVALIDATED)
+        """,
+    )
+
+
+def test_memory_that_a_pool_keeps_is_closed(simgpu):
+    """Freed in stream order and kept by its pool: what another stream still does to it is a fault, not a lucky hit."""
+    drive(
+        simgpu,
+        """
+        start()
+        pool, p, s, other, gate = C.c_void_p(), C.c_uint64(), stream(), stream(), Gate()
+        call("cuDeviceGetDefaultMemPool", C.byref(pool), C.c_int(0))
+        call("cuMemPoolSetAttribute", pool, C.c_int(4), C.byref(C.c_uint64(1 << 60)))
+        call("cuMemAllocAsync", C.byref(p), 8 * MIB, s)
+        call("cuStreamSynchronize", s)
+        gate.close(other)
+        call("cuMemsetD8Async", p, C.c_ubyte(1), 8 * MIB, other)
+        call("cuMemFreeAsync", p, s)
+        call("cuStreamSynchronize", s)
+        gate.open()
+        call("cuStreamSynchronize", other, want=ILLEGAL_ADDRESS)
+        """,
+    )
+
+
 def test_flags_that_no_context_has(simgpu):
     drive(
         simgpu,
