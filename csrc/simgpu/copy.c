@@ -56,7 +56,7 @@ CUresult sim_side_check(CUcontext ctx, const struct sim_box *b, const struct sim
     for (uint64_t z = 0; !r && z < layers; z++)
         for (uint64_t y = 0; !r && y < rows; y++) {
             struct sim_span one;
-            r = sim_span(ctx, s->p + z * s->slice + y * s->pitch, width, write, &one);
+            r = sim_span(s->in ? s->in : ctx, s->p + z * s->slice + y * s->pitch, width, write, &one);
             join(span, &one);
         }
     if (!r && s->must == SIM_DEVICE_SIDE && !span->known)
@@ -151,7 +151,7 @@ CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarr
         bool fits = a && within(x, b->width, a->pitch) && within(y, b->height, a->desc.Height ? a->desc.Height : 1) &&
                     within(z, b->depth, a->desc.Depth ? a->desc.Depth : 1);
         if (fits)
-            *out = (struct sim_side){a->base + x + y * a->pitch + z * a->slice, a->pitch, a->slice, SIM_DEVICE_SIDE};
+            *out = (struct sim_side){a->base + x + y * a->pitch + z * a->slice, a->pitch, a->slice, SIM_DEVICE_SIDE, NULL};
         sim_give();
         return !a ? CUDA_ERROR_INVALID_HANDLE : fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     }
@@ -168,6 +168,6 @@ CUresult sim_side_of(CUmemorytype type, uint64_t host, CUdeviceptr device, CUarr
         __builtin_mul_overflow(slice, z, &layers) || __builtin_add_overflow(p, x, &p) ||
         __builtin_add_overflow(p, rows, &p) || __builtin_add_overflow(p, layers, &p))
         return CUDA_ERROR_INVALID_VALUE;
-    *out = (struct sim_side){p, pitch, slice, type == CU_MEMORYTYPE_DEVICE ? SIM_DEVICE_SIDE : SIM_ANY};
+    *out = (struct sim_side){p, pitch, slice, type == CU_MEMORYTYPE_DEVICE ? SIM_DEVICE_SIDE : SIM_ANY, NULL};
     return CUDA_SUCCESS;
 }

@@ -10,6 +10,7 @@
 struct sim_side {
     uint64_t p, pitch, slice; /* first byte; bytes from row to row and from layer to layer */
     enum { SIM_ANY, SIM_DEVICE_SIDE } must; /* SIM_DEVICE_SIDE: pageable host memory is refused */
+    CUcontext in; /* who must be granted it, where a copy between devices names that; NULL: the copy's context */
 };
 struct sim_box {
     struct sim_side dst, src;

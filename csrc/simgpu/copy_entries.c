@@ -133,6 +133,16 @@ static CUresult solid(const CUDA_MEMCPY3D *c, CUstream s, bool pt, bool synchron
     return r ? r : go(job, s, pt, synchronous, NULL);
 }
 
+/* NULL: no live context. */
+static CUcontext live(CUcontext handle)
+{
+    sim_take();
+    CUcontext c = sim_object(SIM_CONTEXT, at(handle));
+    sim_give();
+    return c;
+}
+
+/* Each side is reached from its own context: what is not open to the other device goes through the host (cuda.h, cuMemcpyPeer). */
 static CUresult solid_peer(const CUDA_MEMCPY3D_PEER *c, CUstream s, bool pt, bool synchronous)
 {
     if (!c)
@@ -141,15 +151,26 @@ static CUresult solid_peer(const CUDA_MEMCPY3D_PEER *c, CUstream s, bool pt, boo
         c->srcXInBytes, c->srcY, c->srcZ, c->srcLOD, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcArray, NULL, c->srcPitch, c->srcHeight,
         c->dstXInBytes, c->dstY, c->dstZ, c->dstLOD, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstArray, NULL, c->dstPitch, c->dstHeight,
         c->WidthInBytes, c->Height, c->Depth};
-    return solid(&plain, s, pt, synchronous);
+    struct sim_job *job;
+    CUresult r = solid_job(&plain, &job);
+    if (r)
+        return r;
+    job->boxes[0].src.in = c->srcMemoryType == CU_MEMORYTYPE_DEVICE ? live(c->srcContext) : NULL;
+    job->boxes[0].dst.in = c->dstMemoryType == CU_MEMORYTYPE_DEVICE ? live(c->dstContext) : NULL;
+    return go(job, s, pt, synchronous, NULL);
 }
 
 static CUresult peer(CUdeviceptr dst, CUcontext dst_ctx, CUdeviceptr src, CUcontext src_ctx, size_t n, CUstream s, bool pt, bool synchronous)
 {
-    sim_take();
-    bool ok = sim_object(SIM_CONTEXT, at(dst_ctx)) && sim_object(SIM_CONTEXT, at(src_ctx));
-    sim_give();
-    return ok ? linear(dst, SIM_DEVICE_SIDE, src, SIM_DEVICE_SIDE, n, s, pt, synchronous) : CUDA_ERROR_INVALID_CONTEXT;
+    CUcontext to = live(dst_ctx), from = live(src_ctx), here;
+    if (!to || !from)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (!n)
+        return sim_current(&here);
+    struct sim_job *job = sim_job_new(1);
+    if (job)
+        job->boxes[0] = (struct sim_box){{dst, 0, 0, SIM_DEVICE_SIDE, to}, {src, 0, 0, SIM_DEVICE_SIDE, from}, n, 1, 1};
+    return go(job, s, pt, synchronous, NULL);
 }
 
 /* ---- batches */

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and events that two processes share by handles, and what no handle is given for."""
 
-from conform import belief, lacks, own_process, pick
+from conform import belief, lacks, own_process, pick, shim_differs
 from cudaclient import *  # noqa: F403
 
+not_managed = shim_differs("managed memory cannot be shared with other processes")
 INTERPROCESS = 4 | 2  # with timing disabled
 LAZY = 1
 STARTED = """
@@ -81,6 +82,7 @@ tell(bytes(h))
 
 @belief("ipc.shares_bytes")
 @own_process
+@not_managed
 def test_both_processes_have_the_same_bytes():
     start()
     other = Other(EXPORT + 'sys.stdin.readline(); tell(read(p, 4)); sys.stdin.readline(); free(p); tell("freed"); sys.stdin.readline()')
@@ -105,6 +107,7 @@ def test_both_processes_have_the_same_bytes():
 
 @belief("ipc.base_only")
 @own_process
+@not_managed
 def test_what_no_handle_is_given_for():
     start()
     handle, got = (C.c_ubyte * 64)(), {}
@@ -121,6 +124,7 @@ def test_what_no_handle_is_given_for():
 
 @belief("ipc.own_process")
 @own_process
+@not_managed
 def test_a_process_does_not_open_its_own():
     start()
     p = C.c_uint64()
@@ -131,6 +135,7 @@ def test_a_process_does_not_open_its_own():
 
 @belief("ipc.stale_handle")
 @own_process
+@not_managed
 def test_stale_handles():
     start()
     p, got = C.c_uint64(), {}

@@ -178,3 +178,16 @@ def test_a_grant_needs_devices_that_reach_each_other():
     map_at(p, GRANULE, create(GRANULE))
     both = (Access * 2)(Access(Location(DEVICE, 0), READWRITE), Access(Location(DEVICE, 1), READWRITE))
     pick("peer.grant_needs_peers", call("cuMemSetAccess", p, GRANULE, both, 2, want=ANY), PEER_UNSUPPORTED, INVALID_DEVICE)
+
+
+@belief("copy.peer_by_own_context")
+@own_process
+def test_peer_copies_reach_memory_that_is_granted_to_its_own_device_alone():
+    first, second = two()
+    p, _ = backed(DEVICE)
+    write(p, b"alone")
+    call("cuCtxSetCurrent", second)
+    q = alloc(GRANULE)
+    fill(q, 0, 16)
+    got = call("cuMemcpyPeer", q, second, p, first, 5, want=ANY)
+    pick("copy.peer_by_own_context", (got, read(q, 5)), (OK, b"alone"))
