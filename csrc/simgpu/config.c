@@ -80,7 +80,8 @@ static int parse_count(const char *var, const char *text, long lo, long hi)
     char *end;
     errno = 0;
     long value = strtol(text, &end, 10);
-    if (end == text || *end || errno || value < lo || value > hi) {
+    char first = text[*text == '-']; /* strtol takes blanks and a plus, too */
+    if (first < '0' || first > '9' || *end || errno || value < lo || value > hi) {
         char want[64];
         snprintf(want, sizeof want, "a whole number from %ld to %ld", lo, hi);
         bad(var, text, want);

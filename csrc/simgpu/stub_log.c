@@ -1,21 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Entries that are not implemented name themselves, and lines go to log files. Called by the generated stubs of the driver
  * and of NVML (through sim_stub, sim_nvml_stub) and by the trace; linked into both libraries.
- * Rules: one write(2) a line; a log that cannot be written is no reason to fail a call.
+ * Rules: one write(2) a line; a log that cannot be written is said once, and no reason to fail a call.
  */
 #define _GNU_SOURCE
 #include "config.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 void sim_append(const char *path, const char *line, size_t n)
 {
     int f = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (f < 0)
+    static atomic_bool said;
+    if (f < 0) {
+        if (!atomic_exchange(&said, true))
+            sim_complain("cannot write to %s: %s", path, strerror(errno));
         return;
+    }
     ssize_t written = write(f, line, n);
     (void)written;
     close(f);

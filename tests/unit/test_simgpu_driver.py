@@ -12,7 +12,7 @@ LOOKUPS = Path(__file__).resolve().parent.parent / "data" / "cudart13-lookups.tx
 
 @pytest.mark.parametrize("name, value", [
     ("VRAM", "8Q"), ("VRAM", "-1"), ("VRAM", "0"), ("VRAM", "G"), ("VRAM", "99999999999T"), ("VRAM", " 8G"), ("RAM", "1.5G"),
-    ("DEVICES", "0"), ("DEVICES", "9"), ("DEVICES", "two"), ("LINK", "fast"), ("HOST_VMM", "maybe"), ("HOST_VMM", "num"),
+    ("DEVICES", "0"), ("DEVICES", "9"), ("DEVICES", "two"), ("DEVICES", " 2"), ("DEVICES", "+2"), ("LINK", "fast"), ("HOST_VMM", "maybe"), ("HOST_VMM", "num"),
     ("MIXED_COPY", "1"), ("NAME", "a/b"), ("NAME", "../x"), ("DRIVER", "13"), ("POISON", "2"),
 ])
 def test_malformed_settings(simgpu, name, value):

@@ -85,3 +85,10 @@ def test_a_call_that_never_comes_back_is_the_last_line(simgpu):  # noqa: F811
     code = "from simgpu_client import *\nstart()\ncreate(GRANULE, HOST_NUMA)"
     assert simgpu(["python", "-c", code], TRACE=str(trace), HOST_VMM="crash").returncode == -11
     assert trace.read_text().splitlines()[-1].split()[4:] == ["cuMemCreate"]
+
+
+@pytest.mark.parametrize("place", ["no-such-folder/trace", "."])
+def test_a_trace_that_cannot_be_written_is_said_once(simgpu, place):  # noqa: F811
+    where = str(simgpu.tmp_path / place)
+    said = drive(simgpu, "start(); free(alloc(4096))", TRACE=where).stderr
+    assert said.count("cannot write to") == 1 and where in said
