@@ -20,8 +20,10 @@ static void thread_gone(void *arg)
     if (ours)
         sim_take();
     for (unsigned i = 0; ours && i < t->owned; i++)
-        if (!t->own[i].ctx->dead)
+        if (!t->own[i].ctx->dead) {
+            sim_capture_forget(t->own[i].stream); /* nobody can end it any more */
             sim_stream_retire(t->own[i].stream);
+        }
     if (ours)
         sim_give();
     free(t->own);

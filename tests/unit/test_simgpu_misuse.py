@@ -67,6 +67,25 @@ def test_a_context_ends_behind_its_work(simgpu):
     )
 
 
+def test_a_thread_ends_while_its_stream_captures(simgpu):
+    """Its default stream goes with it, and so does the capture: nothing is left that forbids others to allocate."""
+    drive(
+        simgpu,
+        """
+        context = start()
+        p = alloc(4096)
+        def work():
+            call("cuCtxSetCurrent", context)
+            call("cuStreamBeginCapture_v2_ptsz", None, GLOBAL)
+            call("cuMemsetD8Async_ptsz", p, C.c_ubyte(1), 4096, None)
+        in_a_thread(work)
+        free(p)
+        alloc(4096)
+        call("cuCtxSynchronize")
+        """,
+    )
+
+
 def test_a_context_does_not_wait_for_an_event_of_a_capture(simgpu):
     """Not even for one of another context: and that capture is lost (cuda.h, cuCtxWaitEvent)."""
     drive(
