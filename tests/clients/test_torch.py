@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's CUDA build, unmodified, asks for more than the card has: with each of its allocators, and in a captured graph.
+"""PyTorch's CUDA build, unmodified, asks for more than the card has: with each of its allocators, in a captured graph, on two
+devices.
 
 Its kernels do nothing on the simulated GPU: what is compared was copied there and back, by copies of its own.
 Its libraries have DT_RPATH to NVIDIA's runtime and cuBLAS, so ours are preloaded, as `spillshim run --sim` does it.
@@ -30,6 +31,8 @@ CASES = {
     "allocator stress, cudaMallocAsync": ("stress", "backend:cudaMallocAsync"),
     "captured graph": ("graph", ""),
     "captured graph, expandable_segments": ("graph", "expandable_segments:True"),
+    "two devices": ("peers", ""),
+    "two devices, expandable_segments": ("peers", "expandable_segments:True"),
     "cache": ("cache", ""),
 }
 SHOWN = [case for case in CASES if case != "cache"]
@@ -41,12 +44,13 @@ def work(run_sim, packages):
     path = str(packages(TORCH, timeout=1800))
     runtimes = [str(library) for library in native.sim_runtimes(run_sim.sim)]
 
-    def run(case: str, *, shim: bool, env: dict[str, str] | None = None, **how):
+    def run(case: str, *, shim: bool, env: dict[str, str] | None = None, sim: dict[str, str] | None = None, **how):
         what, allocator = CASES[case]
         preload = ":".join([*([str(run_sim.library)] if shim else []), *runtimes])
         made = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "LD_PRELOAD": preload, "OMP_NUM_THREADS": "1"}
         if allocator:
             made["PYTORCH_ALLOC_CONF"] = allocator
+        how["sim"] = {"DEVICES": "2" if what == "peers" else "1", **(sim or {})}
         return run_sim([sys.executable, PROGRAM, what, MIB], shim=shim, env={**made, **(env or {})}, timeout=280, **how)
 
     return run

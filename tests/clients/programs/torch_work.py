@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache MIB`. Called by test_torch.py.
+"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache|peers MIB`. Called by test_torch.py.
 
 Kernels do nothing on the simulated GPU, so data moves by copies alone, and every comparison is of what was copied there and
 back. Prints one JSON object: bytes compared, and free memory before the work and after it. Exit code 3: PyTorch's
@@ -134,6 +134,18 @@ def cache(mib: int) -> int:
     return same(larger)
 
 
+def peers(mib: int) -> int:
+    """Tensors on two devices, filled from the host and from each other; `mib` on each."""
+    hosts = [noise(16 * MIB // 4, seed) for seed in range(mib // 16)]
+    ones = [host.to("cuda:0") for host in hosts]
+    others = [one.to("cuda:1") for one in ones]
+    compared = same(zip(others, hosts, strict=True))
+    for one, other in zip(ones, reversed(others), strict=True):
+        one.copy_(other)
+    compared += same(zip(ones, reversed(hosts), strict=True))
+    return compared
+
+
 def warm_up(work: object) -> None:
     """The context; for the optimizer also cuBLAS, here and in autograd's thread: both keep their workspaces, and an
     out-of-memory of cuBLAS' own would not be PyTorch's OutOfMemoryError."""
@@ -151,7 +163,7 @@ def free() -> int:
 
 
 def main() -> None:
-    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache}[sys.argv[1]]
+    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache, "peers": peers}[sys.argv[1]]
     torch.manual_seed(SEED)
     try:
         warm_up(work)
