@@ -33,6 +33,7 @@ CASES = {
     "captured graph, expandable_segments": ("graph", "expandable_segments:True"),
     "two devices": ("peers", ""),
     "two devices, expandable_segments": ("peers", "expandable_segments:True"),
+    "two processes, expandable_segments": ("share", "expandable_segments:True"),
     "cache": ("cache", ""),
 }
 SHOWN = [case for case in CASES if case != "cache"]

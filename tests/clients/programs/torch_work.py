@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache|peers MIB`. Called by test_torch.py.
+"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache|peers|share MIB`. Called by test_torch.py.
 
 Kernels do nothing on the simulated GPU, so data moves by copies alone, and every comparison is of what was copied there and
 back. Prints one JSON object: bytes compared, and free memory before the work and after it. Exit code 3: PyTorch's
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
+import torch.multiprocessing
 
 MIB = 1 << 20
 SEED = 11
@@ -146,6 +147,29 @@ def peers(mib: int) -> int:
     return compared
 
 
+def borrow(queue: torch.multiprocessing.Queue) -> None:
+    """The other process of share(): compares what it is lent, and turns it round."""
+    device, host = queue.get(timeout=60)
+    same([(device, host)])
+    device.copy_(host.flip(0))
+    torch.cuda.synchronize()
+
+
+def share(mib: int) -> int:
+    """The last of the tensors, which lies past the end of VRAM, is lent to another process, which writes into it."""
+    hosts = [noise(16 * MIB // 4, seed) for seed in range(mib // 16)]
+    devices = [host.cuda() for host in hosts]
+    spawn = torch.multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    other = spawn.Process(target=borrow, args=(queue,))
+    other.start()
+    queue.put((devices[-1], hosts[-1]))
+    other.join(100)
+    if other.exitcode != 0:
+        sys.exit(f"the other process ended with {other.exitcode}")
+    return same(zip(devices, [*hosts[:-1], hosts[-1].flip(0)], strict=True))
+
+
 def warm_up(work: object) -> None:
     """The context; for the optimizer also cuBLAS, here and in autograd's thread: both keep their workspaces, and an
     out-of-memory of cuBLAS' own would not be PyTorch's OutOfMemoryError."""
@@ -157,13 +181,14 @@ def warm_up(work: object) -> None:
 def free() -> int:
     """Bytes that the device has free once PyTorch has given back what it caches."""
     gc.collect()
+    torch.cuda.ipc_collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
 def main() -> None:
-    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache, "peers": peers}[sys.argv[1]]
+    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache, "peers": peers, "share": share}[sys.argv[1]]
     torch.manual_seed(SEED)
     try:
         warm_up(work)
@@ -175,4 +200,5 @@ def main() -> None:
     print(json.dumps({"compared": compared, "free": [before, free()]}))
 
 
-main()
+if __name__ == "__main__":  # not in the other process of share()
+    main()
