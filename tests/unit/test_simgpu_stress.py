@@ -7,10 +7,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from nvcc import cuda_program  # noqa: F401  (a fixture)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Small regions on a small card: most of what the program allocates is managed, and some of it spills.
 SPILLING = {
