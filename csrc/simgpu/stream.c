@@ -35,6 +35,8 @@ CUresult sim_stream_find(CUstream handle, bool ptsz, CUstream *out)
 {
     if (handle && handle != CU_STREAM_LEGACY && handle != CU_STREAM_PER_THREAD) {
         *out = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
+        if (*out && (*out)->ctx->dead) /* its end waits for what was queued before, not for more */
+            return CUDA_ERROR_CONTEXT_IS_DESTROYED;
         return !*out ? CUDA_ERROR_INVALID_HANDLE : (*out)->detached ? CUDA_ERROR_STREAM_DETACHED : CUDA_SUCCESS;
     }
     CUcontext ctx;
