@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a longer member of the suite, run by `scripts/test --ci`")
     config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
     config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
-    config.addinivalue_line("markers", "no_sanitizer(reason): cannot run on a sanitizer's build, and why")
+    config.addinivalue_line("markers", "no_sanitizer(reason, only=kind): cannot run on a sanitizer's build (of that kind)")
     # Here and not in tests/conformance: its helpers use them before its own conftest is configured.
     config.addinivalue_line("markers", "belief(id, ...): decides these rows of csrc/simgpu/BELIEFS.md")
     config.addinivalue_line("markers", "own_process: runs in a process of its own")
@@ -63,7 +63,8 @@ def _wants_sanitizer(definition: pytest.Item) -> bool:
 
 
 def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
-    if "sanitizer" not in getattr(getattr(item, "callspec", None), "params", {}) or item.get_closest_marker("no_sanitizer"):
+    kind = getattr(getattr(item, "callspec", None), "params", {}).get("sanitizer")
+    if not kind or any(mark.kwargs.get("only", kind) == kind for mark in item.iter_markers("no_sanitizer")):
         return False
     skipped = item.get_closest_marker("large") or (item.get_closest_marker("slow") and not config.getoption("--slow"))
     return _wants_sanitizer(item) or not skipped
@@ -72,7 +73,7 @@ def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not metafunc.config.getoption("--san") or "run_sim" not in metafunc.fixturenames:
         return
-    if not _wants_sanitizer(metafunc.definition) and not metafunc.definition.get_closest_marker("no_sanitizer"):
+    if not _wants_sanitizer(metafunc.definition):
         metafunc.parametrize("sanitizer", list(sanitize.KINDS), indirect=True, scope="session")
 
 

@@ -223,6 +223,7 @@ call("cuStreamEndCapture", a, C.byref(graph), want=CAPTURE_INVALIDATED)
 """)
 
 
+@pytest.mark.no_sanitizer("its runtime has a thread of its own", only="thread")
 def test_a_stream_without_work_has_no_thread(simgpu):
     drive(simgpu, """
 start()

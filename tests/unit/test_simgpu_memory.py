@@ -90,6 +90,7 @@ def test_host_backend_that_crashes(simgpu):
     assert result.returncode == -11, result
 
 
+@pytest.mark.no_sanitizer("shadow memory leaves programs less than 2 TiB of address space", only="thread")
 def test_huge_reservations(simgpu):
     drive(simgpu, """
         start()
