@@ -361,8 +361,8 @@ static CUresult begin(CUstream handle, bool pt, CUstreamCaptureMode mode, CUgrap
  * the stream's next one would depend on it: what cuStreamUpdateCaptureDependencies took away does not. */
 static CUresult joined(const struct sim_capture *c)
 {
-    static unsigned marks;
-    unsigned mark = ++marks & 0x3fffffffu, n = 0;
+    uint64_t mark = sim_unique();
+    unsigned n = 0;
     CUgraphNode *todo = malloc((c->graph->count + 1) * sizeof *todo);
     if (!todo)
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -171,8 +171,8 @@ CUresult sim_graph_clone(CUgraph g, CUgraph *out)
 
 bool sim_graph_order(CUgraph g, CUgraphNode *order, CUgraphNode *bad)
 {
-    static unsigned walks;
-    unsigned mark = 0x80000000u | ++walks, done = 0;
+    uint64_t mark = sim_unique();
+    unsigned done = 0;
     for (bool progress = true; done < g->count && progress;) {
         progress = false;
         for (unsigned i = 0; i < g->count; i++) {

@@ -33,7 +33,8 @@ struct CUgraphNode_st {
     CUgraphEdgeData *edges; /* of needs */
     unsigned needed;
     unsigned id;            /* within its graph, never used again */
-    unsigned mark, slot;    /* scratch of walks */
+    uint64_t mark; /* of the newest walk that came by (sim_unique) */
+    unsigned slot; /* scratch of walks */
     struct sim_launch_view *view; /* of a kernel's parameters, once asked for (launch.h) */
     uint64_t unique, original; /* original: the node's number that this one was cloned from, 0: none */
 };

@@ -14,8 +14,7 @@
 /* [locked] The graph and the dependencies, each once, of it. */
 static CUresult check_needs(CUgraph g, const CUgraphNode *needs, const CUgraphEdgeData *edges, size_t count, CUgraphNodeType kind)
 {
-    static unsigned walks;
-    unsigned mark = 0x40000000u | (++walks & 0x3fffffffu);
+    uint64_t mark = sim_unique();
     if (!g || (count && !needs) || count > UINT32_MAX)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
