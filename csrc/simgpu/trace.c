@@ -27,6 +27,8 @@ static const char *stream_word(CUstream handle, char room[24])
         return "legacy";
     if (handle == CU_STREAM_PER_THREAD)
         return "thread";
+    if (sim_ready()) /* after a fork the lock may be held by a thread that is not there */
+        return "?";
     sim_take();
     const struct CUstream_st *s = sim_object(SIM_STREAM, (uint64_t)(uintptr_t)handle);
     if (s)

@@ -31,3 +31,14 @@ def simgpu(run_sim):
 def drive(simgpu, code, **how):
     """Run client code; fails with its output unless it ends with 0. Returns the result."""
     return simgpu(["python", "-c", "from simgpu_client import *\n" + textwrap.dedent(code)], **how).ok()
+
+
+@pytest.fixture
+def graphs(simgpu, cuda_program):  # noqa: F811
+    """Run code that sees everything of simgpu_graphs, in a process of its own, with the kernels of plain_kernels.c."""
+    companion = cuda_program.companion("plain_kernels.c", "plain.simk.so", "c")
+
+    def run(code, **how):
+        return drive(simgpu, "from simgpu_graphs import *\n" + textwrap.dedent(code), KERNELS=str(companion), **how)
+
+    return run

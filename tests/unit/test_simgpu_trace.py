@@ -92,3 +92,25 @@ def test_a_trace_that_cannot_be_written_is_said_once(simgpu, place):  # noqa: F8
     where = str(simgpu.tmp_path / place)
     said = drive(simgpu, "start(); free(alloc(4096))", TRACE=where).stderr
     assert said.count("cannot write to") == 1 and where in said
+
+
+def test_the_child_of_a_fork_waits_for_no_lock_of_its_parent(simgpu):  # noqa: F811
+    """The other threads hold the driver's lock most of the time: of 100 children several are born while it is held."""
+    traced(simgpu, """
+        start()
+        s = stream()
+        def busy():
+            start()
+            while True:
+                free(alloc(64 * KIB))
+        for _ in range(3):
+            threading.Thread(target=busy, daemon=True).start()
+        for _ in range(100):
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                cu.cuStreamQuery(s)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        os._exit(0)
+    """)
