@@ -60,19 +60,33 @@ def test_cublas_has_the_names_of_its_table(sim_dir: Path, library: str, major: i
     assert set(ours.values()) == {f"{library}.so.{major}"}
 
 
-@pytest.mark.parametrize("major", [12, 13])
-def test_each_runtime_keeps_to_its_own_headers(run_sim, c_program, sim_dir, cuda_include, major):
-    """What differs between the two: names with a version, layouts, defaults."""
+def built_for(source: str, major: int, c_program, sim_dir: Path, cuda_include) -> Path:
+    """A program of tests/programs, against the headers and the runtime of that version."""
     headers = [f"-I{cuda_include}"]
     if major == 12:  # that wheel lacks the folder crt; a folder named so too is not looked at for its -I
         older = Path(list(pytest.importorskip("nvidia.cuda_runtime").__path__)[0]) / "include"
         headers = [f"-isystem{older}", f"-idirafter{cuda_include}"]
     flags = [*headers, f"-L{sim_dir}", f"-l:libcudart.so.{major}"]
-    program = c_program("runtime_both.c", link_libcuda=False, flags=flags, name=f"runtime_{major}")
+    return c_program(source, link_libcuda=False, flags=flags, name=f"{Path(source).stem}_{major}")
+
+
+@pytest.mark.parametrize("major", [12, 13])
+def test_each_runtime_keeps_to_its_own_headers(run_sim, c_program, sim_dir, cuda_include, major):
+    """What differs between the two: names with a version, layouts, defaults."""
+    program = built_for("runtime_both.c", major, c_program, sim_dir, cuda_include)
     for shim in (False, True):
         result = run_sim([program], vram="64M", shim=shim, sim={"STUB_LOG": "stubs"}).ok()
         assert int(result.stdout) // 1000 == major, str(result)
         assert not (run_sim.tmp_path / "stubs").exists(), (run_sim.tmp_path / "stubs").read_text()
+
+
+@pytest.mark.parametrize("shim", [False, True])
+@pytest.mark.parametrize("major", [12, 13])
+def test_answers_that_are_not_the_drivers(run_sim, c_program, sim_dir, cuda_include, major, shim):
+    program = built_for("runtime_answers.c", major, c_program, sim_dir, cuda_include)
+    result = run_sim([program], vram="64M", shim=shim, sim={"STUB_LOG": "stubs"})
+    assert (result.returncode, result.stdout) == (0, "ok\n"), str(result)
+    assert not (run_sim.tmp_path / "stubs").exists(), (run_sim.tmp_path / "stubs").read_text()
 
 
 @pytest.mark.parametrize("shim", [False, True])

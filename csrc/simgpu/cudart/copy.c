@@ -75,12 +75,19 @@ static CUDA_MEMCPY2D rectangle(void *dst, size_t dpitch, const void *src, size_t
     return c;
 }
 
+/* The reference: rows may not overlap, which has an error of its own. */
+static cudaError_t fits(size_t dpitch, size_t spitch, size_t width, size_t height, enum cudaMemcpyKind kind)
+{
+    if ((unsigned)kind > cudaMemcpyDefault)
+        return cudaErrorInvalidMemcpyDirection;
+    return height && (width > dpitch || width > spitch) ? cudaErrorInvalidPitchValue : cudaSuccess;
+}
+
 RT_DS(cudaMemcpy2D, (void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height, enum cudaMemcpyKind kind),
       (dst, dpitch, src, spitch, width, height, kind))
 {
     CUDA_MEMCPY2D c = rectangle(dst, dpitch, src, spitch, width, height, kind);
-    if ((unsigned)kind > cudaMemcpyDefault)
-        return cudaErrorInvalidMemcpyDirection;
+    RT_NEED(fits(dpitch, spitch, width, height, kind));
     RT_CALL(rt.cuMemcpy2DUnaligned[pt](&c));
 }
 
@@ -90,8 +97,7 @@ RT_SZ(cudaMemcpy2DAsync,
       (dst, dpitch, src, spitch, width, height, kind, stream))
 {
     CUDA_MEMCPY2D c = rectangle(dst, dpitch, src, spitch, width, height, kind);
-    if ((unsigned)kind > cudaMemcpyDefault)
-        return cudaErrorInvalidMemcpyDirection;
+    RT_NEED(fits(dpitch, spitch, width, height, kind));
     RT_CALL(rt.cuMemcpy2DAsync[pt](&c, stream));
 }
 

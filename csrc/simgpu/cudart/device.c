@@ -9,11 +9,10 @@ RT(cudaDriverGetVersion, (int *driverVersion), (driverVersion))
 {
     if (!driverVersion)
         return cudaErrorInvalidValue;
-    if (rt_init()) { /* documented: 0 without a driver, and no error */
-        *driverVersion = 0;
-        return cudaSuccess;
-    }
-    return rt_error(rt.cuDriverGetVersion(driverVersion));
+    rt_init();
+    if (!rt.cuDriverGetVersion || rt.cuDriverGetVersion(driverVersion))
+        *driverVersion = 0; /* documented: without a driver, and no error */
+    return cudaSuccess;
 }
 
 RT(cudaRuntimeGetVersion, (int *runtimeVersion), (runtimeVersion))
@@ -96,11 +95,14 @@ RT(cudaSetDevice, (int device), (device))
 RT(cudaInitDevice, (int device, unsigned int deviceFlags, unsigned int flags), (device, deviceFlags, flags))
 {
     CUcontext before = NULL;
+    CUdevice d;
     int old = rt_thread.device;
-    (void)deviceFlags;
     if (flags & ~(unsigned)cudaInitDeviceFlagsAreValid)
         return cudaErrorInvalidValue;
     RT_NEED(rt_init());
+    RT_NEED(rt_error(rt.cuDeviceGet(&d, device)));
+    if (flags)
+        RT_NEED(rt_error(rt.cuDevicePrimaryCtxSetFlags(d, deviceFlags & cudaDeviceMask)));
     rt.cuCtxGetCurrent(&before);
     cudaError_t e = body_cudaSetDevice(device);
     rt_thread.device = old;
@@ -191,10 +193,64 @@ static const struct property {
     P_INT(gpuDirectRDMASupported, GPU_DIRECT_RDMA_SUPPORTED),
     P_INT(clusterLaunch, CLUSTER_LAUNCH),
     P_INT(ipcEventSupported, IPC_EVENT_SUPPORTED),
+    P_INT(maxTexture1D, MAXIMUM_TEXTURE1D_WIDTH),
+    P_INT(maxTexture1DMipmap, MAXIMUM_TEXTURE1D_MIPMAPPED_WIDTH),
+    P_INT(maxTexture2D[0], MAXIMUM_TEXTURE2D_WIDTH),
+    P_INT(maxTexture2D[1], MAXIMUM_TEXTURE2D_HEIGHT),
+    P_INT(maxTexture2DMipmap[0], MAXIMUM_TEXTURE2D_MIPMAPPED_WIDTH),
+    P_INT(maxTexture2DMipmap[1], MAXIMUM_TEXTURE2D_MIPMAPPED_HEIGHT),
+    P_INT(maxTexture2DLinear[0], MAXIMUM_TEXTURE2D_LINEAR_WIDTH),
+    P_INT(maxTexture2DLinear[1], MAXIMUM_TEXTURE2D_LINEAR_HEIGHT),
+    P_INT(maxTexture2DLinear[2], MAXIMUM_TEXTURE2D_LINEAR_PITCH),
+    P_INT(maxTexture2DGather[0], MAXIMUM_TEXTURE2D_GATHER_WIDTH),
+    P_INT(maxTexture2DGather[1], MAXIMUM_TEXTURE2D_GATHER_HEIGHT),
+    P_INT(maxTexture3D[0], MAXIMUM_TEXTURE3D_WIDTH),
+    P_INT(maxTexture3D[1], MAXIMUM_TEXTURE3D_HEIGHT),
+    P_INT(maxTexture3D[2], MAXIMUM_TEXTURE3D_DEPTH),
+    P_INT(maxTexture3DAlt[0], MAXIMUM_TEXTURE3D_WIDTH_ALTERNATE),
+    P_INT(maxTexture3DAlt[1], MAXIMUM_TEXTURE3D_HEIGHT_ALTERNATE),
+    P_INT(maxTexture3DAlt[2], MAXIMUM_TEXTURE3D_DEPTH_ALTERNATE),
+    P_INT(maxTextureCubemap, MAXIMUM_TEXTURECUBEMAP_WIDTH),
+    P_INT(maxTexture1DLayered[0], MAXIMUM_TEXTURE1D_LAYERED_WIDTH),
+    P_INT(maxTexture1DLayered[1], MAXIMUM_TEXTURE1D_LAYERED_LAYERS),
+    P_INT(maxTexture2DLayered[0], MAXIMUM_TEXTURE2D_LAYERED_WIDTH),
+    P_INT(maxTexture2DLayered[1], MAXIMUM_TEXTURE2D_LAYERED_HEIGHT),
+    P_INT(maxTexture2DLayered[2], MAXIMUM_TEXTURE2D_LAYERED_LAYERS),
+    P_INT(maxTextureCubemapLayered[0], MAXIMUM_TEXTURECUBEMAP_LAYERED_WIDTH),
+    P_INT(maxTextureCubemapLayered[1], MAXIMUM_TEXTURECUBEMAP_LAYERED_LAYERS),
+    P_INT(maxSurface1D, MAXIMUM_SURFACE1D_WIDTH),
+    P_INT(maxSurface2D[0], MAXIMUM_SURFACE2D_WIDTH),
+    P_INT(maxSurface2D[1], MAXIMUM_SURFACE2D_HEIGHT),
+    P_INT(maxSurface3D[0], MAXIMUM_SURFACE3D_WIDTH),
+    P_INT(maxSurface3D[1], MAXIMUM_SURFACE3D_HEIGHT),
+    P_INT(maxSurface3D[2], MAXIMUM_SURFACE3D_DEPTH),
+    P_INT(maxSurface1DLayered[0], MAXIMUM_SURFACE1D_LAYERED_WIDTH),
+    P_INT(maxSurface1DLayered[1], MAXIMUM_SURFACE1D_LAYERED_LAYERS),
+    P_INT(maxSurface2DLayered[0], MAXIMUM_SURFACE2D_LAYERED_WIDTH),
+    P_INT(maxSurface2DLayered[1], MAXIMUM_SURFACE2D_LAYERED_HEIGHT),
+    P_INT(maxSurface2DLayered[2], MAXIMUM_SURFACE2D_LAYERED_LAYERS),
+    P_INT(maxSurfaceCubemap, MAXIMUM_SURFACECUBEMAP_WIDTH),
+    P_INT(maxSurfaceCubemapLayered[0], MAXIMUM_SURFACECUBEMAP_LAYERED_WIDTH),
+    P_INT(maxSurfaceCubemapLayered[1], MAXIMUM_SURFACECUBEMAP_LAYERED_LAYERS),
+    P_INT(tccDriver, TCC_DRIVER),
+    P_INT(persistingL2CacheMaxSize, MAX_PERSISTING_L2_CACHE_SIZE),
+    P_INT(accessPolicyMaxWindowSize, MAX_ACCESS_POLICY_WINDOW_SIZE),
+    P_INT(sparseCudaArraySupported, SPARSE_CUDA_ARRAY_SUPPORTED),
+    P_INT(hostRegisterReadOnlySupported, READ_ONLY_HOST_REGISTER_SUPPORTED),
+    P_INT(timelineSemaphoreInteropSupported, TIMELINE_SEMAPHORE_INTEROP_SUPPORTED),
+    P_INT(gpuDirectRDMAFlushWritesOptions, GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS),
+    P_INT(gpuDirectRDMAWritesOrdering, GPU_DIRECT_RDMA_WRITES_ORDERING),
+    P_INT(memoryPoolSupportedHandleTypes, MEMPOOL_SUPPORTED_HANDLE_TYPES),
+    P_INT(deferredMappingCudaArraySupported, DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED),
+    P_INT(unifiedFunctionPointers, UNIFIED_FUNCTION_POINTERS),
 #if CUDART_VERSION >= 13000
     P_INT(deviceNumaConfig, NUMA_CONFIG),
     P_INT(deviceNumaId, NUMA_ID),
     P_INT(hostNumaId, HOST_NUMA_ID),
+    P_INT(mpsEnabled, MPS_ENABLED),
+    P_INT(gpuPciDeviceID, GPU_PCI_DEVICE_ID),
+    P_INT(gpuPciSubsystemID, GPU_PCI_SUBSYSTEM_ID),
+    P_INT(hostNumaMultinodeIpcSupported, HOST_NUMA_MULTINODE_IPC_SUPPORTED),
 #else
     P_INT(clockRate, CLOCK_RATE),
     P_INT(deviceOverlap, GPU_OVERLAP),
@@ -252,9 +308,9 @@ RT(cudaDeviceSynchronize, (void), ())
 
 RT(cudaDeviceReset, (void), ())
 {
-    RT_NEED(rt_init());
-    rt_forget_functions();
-    return rt_error(rt.cuDevicePrimaryCtxReset((CUdevice)rt_thread.device));
+    int device;
+    RT_NEED(body_cudaGetDevice(&device));
+    return rt_reset(device);
 }
 
 RT(cudaDeviceGetStreamPriorityRange, (int *leastPriority, int *greatestPriority), (leastPriority, greatestPriority))

@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 struct rt_driver rt;
 _Thread_local struct rt_thread rt_thread;
@@ -13,7 +14,8 @@ _Thread_local struct rt_thread rt_thread;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static cudaError_t initialised;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static CUcontext primaries[64]; /* retained once per device, for the life of the process */
+static CUcontext primaries[64]; /* retained once per device, until it is reset */
+static atomic_uint resets;
 
 static const struct row {
     const char *name;
@@ -66,6 +68,37 @@ cudaError_t rt_context(void)
     return rt_current(&current);
 }
 
+/* Whether this thread's current context went with a reset, by whichever thread. Asked once for each reset. */
+static bool gone(void)
+{
+    CUdevice device;
+    unsigned now = atomic_load(&resets);
+    if (rt_thread.resets == now)
+        return false;
+    CUresult r = rt.cuCtxGetDevice(&device);
+    if (r == CUDA_ERROR_INVALID_CONTEXT || r == CUDA_ERROR_CONTEXT_IS_DESTROYED)
+        return true;
+    rt_thread.resets = now;
+    return false;
+}
+
+cudaError_t rt_reset(int device)
+{
+    CUdevice d;
+    RT_NEED(rt_init());
+    RT_NEED(rt_error(rt.cuDeviceGet(&d, device)));
+    pthread_mutex_lock(&lock);
+    rt_forget_functions();
+    CUresult r = rt.cuDevicePrimaryCtxReset(d);
+    if (!r && primaries[d]) { /* a reset does not release (cuda.h) */
+        rt.cuDevicePrimaryCtxRelease(d);
+        primaries[d] = NULL;
+    }
+    atomic_fetch_add(&resets, 1);
+    pthread_mutex_unlock(&lock);
+    return rt_error(r);
+}
+
 cudaError_t rt_current(CUcontext *out)
 {
     CUcontext current = NULL;
@@ -73,7 +106,7 @@ cudaError_t rt_current(CUcontext *out)
     RT_NEED(rt_init());
     RT_NEED(rt_error(rt.cuCtxGetCurrent(&current)));
     *out = current;
-    if (current)
+    if (current && !gone())
         return cudaSuccess;
     RT_NEED(rt_error(rt.cuDeviceGet(&device, rt_thread.device)));
     pthread_mutex_lock(&lock);

@@ -5,13 +5,31 @@
 
 #include <string.h>
 
+/* The driver's INVALID_VALUE of a launch, by the runtime's name where the cause is a shape that this device never runs. */
+static cudaError_t launched(CUresult r, dim3 grid, dim3 block)
+{
+    static const CUdevice_attribute limits[7] = {
+        CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X,  CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y,  CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z,
+        CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X, CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y, CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z,
+        CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK};
+    const uint64_t asked[7] = {grid.x, grid.y, grid.z, block.x, block.y, block.z, (uint64_t)block.x * block.y * block.z};
+    CUdevice device;
+    if (r != CUDA_ERROR_INVALID_VALUE || rt.cuCtxGetDevice(&device))
+        return rt_error(r);
+    for (int i = 0, most; i < 7; i++)
+        if (!asked[i] || (!rt.cuDeviceGetAttribute(&most, limits[i], device) && asked[i] > (uint64_t)most))
+            return cudaErrorInvalidConfiguration;
+    return rt_error(r);
+}
+
 static cudaError_t start(int pt, const void *function, dim3 grid, dim3 block, void **args, size_t shared, cudaStream_t stream)
 {
     CUfunction f;
     RT_NEED(rt_function(function, &f));
     if (shared > UINT32_MAX)
         return cudaErrorInvalidValue;
-    return rt_error(rt.cuLaunchKernel[pt](f, grid.x, grid.y, grid.z, block.x, block.y, block.z, (unsigned)shared, stream, args, NULL));
+    CUresult r = rt.cuLaunchKernel[pt](f, grid.x, grid.y, grid.z, block.x, block.y, block.z, (unsigned)shared, stream, args, NULL);
+    return launched(r, grid, block);
 }
 
 RT_SZ(cudaLaunchKernel, (const void *func, dim3 gridDim, dim3 blockDim, void **args, size_t sharedMem, cudaStream_t stream),
@@ -43,8 +61,9 @@ RT_SZ(cudaLaunchCooperativeKernel,
     RT_NEED(rt_function(func, &f));
     if (sharedMem > UINT32_MAX)
         return cudaErrorInvalidValue;
-    return rt_error(rt.cuLaunchCooperativeKernel[pt](f, gridDim.x, gridDim.y, gridDim.z, blockDim.x, blockDim.y, blockDim.z,
-                                                     (unsigned)sharedMem, stream, args));
+    CUresult r = rt.cuLaunchCooperativeKernel[pt](f, gridDim.x, gridDim.y, gridDim.z, blockDim.x, blockDim.y, blockDim.z,
+                                                  (unsigned)sharedMem, stream, args);
+    return launched(r, gridDim, blockDim);
 }
 
 _Static_assert(sizeof(cudaLaunchAttribute) == sizeof(CUlaunchAttribute), "the runtime's launch attributes are the driver's");
@@ -63,7 +82,7 @@ RT_SZ(cudaLaunchKernelExC, (const cudaLaunchConfig_t *config, const void *func, 
         return cudaErrorInvalidValue;
     RT_NEED(rt_function(func, &f));
     CUlaunchConfig c = configuration(config);
-    return rt_error(rt.cuLaunchKernelEx[pt](&c, f, args, NULL));
+    return launched(rt.cuLaunchKernelEx[pt](&c, f, args, NULL), config->gridDim, config->blockDim);
 }
 
 RT_SZ(cudaLaunchHostFunc, (cudaStream_t stream, cudaHostFn_t fn, void *userData), (stream, fn, userData))

@@ -241,10 +241,12 @@ RT(cudaIpcCloseMemHandle, (void *devPtr), (devPtr))
 RT(cudaMalloc3D, (struct cudaPitchedPtr * pitchedDevPtr, struct cudaExtent extent), (pitchedDevPtr, extent))
 {
     void *p;
-    size_t pitch;
+    size_t pitch, rows;
     if (!pitchedDevPtr)
         return cudaErrorInvalidValue;
-    RT_NEED(body_cudaMallocPitch(&p, &pitch, extent.width, extent.height * extent.depth));
+    if (__builtin_mul_overflow(extent.height, extent.depth, &rows))
+        return cudaErrorMemoryAllocation;
+    RT_NEED(body_cudaMallocPitch(&p, &pitch, extent.width, rows));
     *pitchedDevPtr = (struct cudaPitchedPtr){p, pitch, extent.width, extent.height};
     return cudaSuccess;
 }

@@ -37,6 +37,7 @@ extern struct rt_driver rt;
 struct rt_thread {
     cudaError_t last; /* cudaGetLastError */
     int device;       /* cudaSetDevice; 0 at first */
+    unsigned resets;  /* how many cudaDeviceReset the current context is known to have outlived */
     struct rt_call {
         dim3 grid, block;
         size_t shared;
@@ -55,6 +56,8 @@ cudaError_t rt_current(CUcontext *out);
 /* The runtime's errors have the driver's numbers (driver_types.h). */
 static inline cudaError_t rt_error(CUresult r) { return (cudaError_t)r; }
 
+/* Ends a device's primary context, current on whichever threads; the next call that needs one makes it anew. */
+cudaError_t rt_reset(int device);
 /* The primary context of a device; the current one stays current. */
 cudaError_t rt_primary(int device, CUcontext *out);
 /* The kernel behind a host stub or a cudaKernel_t; cudaErrorInvalidDeviceFunction. */
@@ -70,9 +73,10 @@ cudaError_t rt_copy3d(const struct cudaMemcpy3DParms *p, CUDA_MEMCPY3D *out);
 /* Address and bytes of the device variable behind a host symbol; cudaErrorInvalidSymbol. */
 cudaError_t rt_symbol(const void *symbol, CUdeviceptr *address, size_t *bytes);
 
+/* The programming guide: NotReady "is not considered an error and therefore not reported" by cudaGetLastError. */
 static inline cudaError_t rt_note(cudaError_t e)
 {
-    if (e)
+    if (e && e != cudaErrorNotReady)
         rt_thread.last = e;
     return e;
 }
