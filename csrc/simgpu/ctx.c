@@ -142,10 +142,11 @@ SIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
     sim_take();
     CUcontext c = primaries[dev];
     if (!c || c->dead) {
-        unsigned flags = c ? c->flags : 0;
+        unsigned flags = c ? c->flags : 0, retained = c ? c->retained : 0;
         r = context_new(dev, flags, 3020, &c);
         if (!r) {
             c->primary = true;
+            c->retained = retained;
             primaries[dev] = c;
         }
     }
@@ -157,22 +158,21 @@ SIM_API CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
     return r;
 }
 
-static CUresult primary_end(CUdevice dev, bool all)
+/* Release (the last one ends the context) or reset, which "does not release it" (cuda.h): whoever retained it still has to. */
+static CUresult primary_end(CUdevice dev, bool reset)
 {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
     sim_take();
     CUcontext c = primaries[dev];
-    bool live = c && !c->dead && c->retained;
-    bool last = live && (all || --c->retained == 0);
-    if (last) {
-        c->retained = 0;
+    bool held = c && c->retained;
+    bool ends = held && (reset || --c->retained == 0) && !c->dead;
+    if (ends)
         context_kill(c);
-    }
     sim_give();
-    if (!live)
-        return all ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-    if (last)
+    if (!held)
+        return reset ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    if (ends)
         context_end(c);
     return CUDA_SUCCESS;
 }

@@ -277,7 +277,6 @@ SIM_API CUresult cuGreenCtxDestroy(CUgreenCtx hCtx)
     SIM_ENTRY();
     sim_take();
     CUgreenCtx g = sim_green_of(hCtx);
-    bool retained = g && !atomic_load(&g->base->dead); /* a reset has ended it for everybody */
     if (g) {
         for (CUgreenCtx *p = &greens; *p; p = &(*p)->next)
             if (*p == g) {
@@ -294,7 +293,7 @@ SIM_API CUresult cuGreenCtxDestroy(CUgreenCtx hCtx)
     CUdevice device = g->base->device;
     sim_task_drop(g->gate);
     free(g);
-    return retained ? cuDevicePrimaryCtxRelease_v2(device) : CUDA_SUCCESS;
+    return cuDevicePrimaryCtxRelease_v2(device); /* also after a reset, which releases nothing */
 }
 
 void sim_green_base_gone(CUcontext base)

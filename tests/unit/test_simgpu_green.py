@@ -74,6 +74,11 @@ call("cuCtxSetCurrent", view, want=INVALID_CONTEXT)
 call("cuGreenCtxDestroy", g)
 start()
 call("cuDevicePrimaryCtxRelease_v2", C.c_int(0))
+call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+assert active.value == 1                              # the reset released nothing
+call("cuDevicePrimaryCtxRelease_v2", C.c_int(0))
+call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+assert active.value == 0
 call("cuDevicePrimaryCtxRelease_v2", C.c_int(0), want=INVALID_CONTEXT)
 """,
     )
