@@ -129,9 +129,12 @@ class Calls:
         reached = self.stubs.read_text().split() if self.stubs.exists() else []
         assert not reached, f"entries without a body were called: {' '.join(reached)}"
 
+    def traced(self) -> list[str]:
+        """The driver's entries, call by call."""
+        return [line.split()[4] for line in self.trace.read_text().splitlines() if len(line.split()) > 4]
+
     def made(self) -> set[str]:
-        driver = {line.split()[4] for line in self.trace.read_text().splitlines() if len(line.split()) > 4}
-        return driver | set(self.names.read_text().split() if self.names.exists() else [])
+        return set(self.traced()) | set(self.names.read_text().split() if self.names.exists() else [])
 
     def check(self, client: str) -> None:
         """Compares with the client's section of CALLS.md (SPILLSHIM_WRITE_CALLS=1 writes it instead)."""

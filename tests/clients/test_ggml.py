@@ -49,10 +49,6 @@ def decode(run_sim, packages, wheel_member, supplement):
     return run
 
 
-def replays(trace: Path) -> int:
-    return sum(line.split()[4] == "cuGraphLaunch" for line in trace.read_text().splitlines() if len(line.split()) > 4)
-
-
 def check(result, weights: int = 190 << 20) -> None:
     assert result.returncode == 0, f"ended with {result.returncode}\n{result.stderr[-3000:]}"
     facts = json.loads(result.stdout.splitlines()[-1])
@@ -64,7 +60,7 @@ def check(result, weights: int = 190 << 20) -> None:
 def test_it_decodes_by_graph_replay(decode, calls):
     check(decode(vram=ENOUGH, shim=False, sim=calls.sim))
     # Two decodes pass before it captures; every later one is a replay.
-    assert replays(calls.trace) >= TOKENS - 2
+    assert calls.traced().count("cuGraphLaunch") >= TOKENS - 2
     calls.check(f"llama.cpp ({WHEEL})")
 
 
@@ -77,7 +73,7 @@ def test_it_decodes_past_the_end_of_vram(decode, calls):
     result = decode(vram=SMALL, sim=calls.sim)
     check(result)
     assert sum(one["spilled"]["bytes_peak"] for one in result.stats) > 64 << 20, result.stats
-    assert replays(calls.trace) >= TOKENS - 2
+    assert calls.traced().count("cuGraphLaunch") >= TOKENS - 2
     calls.no_stub()
 
 

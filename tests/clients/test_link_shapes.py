@@ -32,6 +32,8 @@ def test_every_link_shape(run_sim, sim_dir, cuda_program, calls, shape, sanitize
     built = cuda_program("saxpy_spill.cu", *(flags or []), archive=archive)
     reference = run_sim([built.program, *SHAPE], vram="1G", shim=False, sim=calls.sim).ok()
     assert reference.stdout.startswith("checksum "), str(reference)
+    traced = calls.traced()
+    assert traced.index("cuMemAlloc_v2") < traced.index("cuLibraryLoadData"), "its code was loaded before a kernel was used"
     plain = run_sim([built.program, *SHAPE], vram="128M", shim=False)
     assert plain.returncode == 2 and "cudaErrorMemoryAllocation" in plain.stdout, str(plain)
     spilled = run_sim([built.program, *SHAPE], vram="128M", env={"SPILLSHIM_HEADROOM": "4M"}).ok()

@@ -12,6 +12,7 @@ from elftools.elf.gnuversions import GNUVerDefSection
 
 # Declared in headers that only programs with OpenGL, EGL or VDPAU include.
 GRAPHICS = re.compile(r"cuda(Graphics)?(GL|EGL|VDPAU)\w*|cudaEventCreateFromEGLSync|cudaGraphicsResourceGetMappedEglFrame")
+STUBS = Path(__file__).resolve().parents[2] / "csrc" / "simgpu" / "STUBS.md"
 # In no public header: what they take is not known.
 UNDECLARED = re.compile(r"cudaSubgrid\w+|__cuda(GetProcAddress|RegisterHostVar|RegisterUnifiedTable)")
 
@@ -58,6 +59,22 @@ def test_cublas_has_the_names_of_its_table(sim_dir: Path, library: str, major: i
     ours = exported(sim_dir / f"{library}.so.{major}")
     assert set(ours) == wanted
     assert set(ours.values()) == {f"{library}.so.{major}"}
+
+
+def stubs(path: Path) -> set[str]:
+    """The entries without a body: gen_runtime.py makes them weak."""
+    with path.open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".dynsym").iter_symbols()
+        return {one.name for one in symbols if one["st_info"]["bind"] == "STB_WEAK" and one["st_shndx"] != "SHN_UNDEF"}
+
+
+def test_the_runtimes_stubs_are_those_that_are_listed(sim_dir: Path) -> None:
+    listed = re.findall(r"\bcuda[A-Z]\w+", STUBS.read_text())
+    assert len(listed) == len(set(listed)), "listed twice"
+    built = stubs(sim_dir / "libcudart.so.12") | stubs(sim_dir / "libcudart.so.13")
+    assert not built - set(listed), f"stubs that STUBS.md does not list: {sorted(built - set(listed))}"
+    assert not set(listed) - built, f"real by now, strike them from STUBS.md: {sorted(set(listed) - built)}"
+    assert len(exported(sim_dir / "libcudart.so.13")) > 2 * len(built) > 0
 
 
 def built_for(source: str, major: int, c_program, sim_dir: Path, cuda_include) -> Path:

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A small CUDA runtime on the driver API, made from the public headers, for programs that nvcc linked with -cudart shared.
+/* A small CUDA runtime on the driver API, made from the public headers, for programs that load libcudart or link our archive.
  * Included by every file of this folder.
+ * What it looks up, keeps and waits for is its own and not NVIDIA's: no rule of the shim (which entries have to be met, when
+ * memory may move) is ever derived from it.
  * Rules: the driver is reached as NVIDIA's runtime reaches it (dlopen("libcuda.so.1"), one dlsym, then cuGetProcAddress
  * by name, version and flags), so that whatever sits between a program and its driver is met the same way. Nothing is
  * loaded before the first call that needs it. Device code is loaded when a kernel or variable of it is first used.
