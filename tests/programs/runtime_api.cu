@@ -257,6 +257,17 @@ static void events()
     OK(cudaEventDestroy(b));
 }
 
+// Kernels and variables are there again after a reset, as the program was linked.
+static void after_reset()
+{
+    float back[2] = {9, 9};
+    OK(cudaDeviceReset());
+    bump<<<1, 1>>>(3);
+    OK(cudaMemcpyFromSymbol(back, table, sizeof back));
+    EXPECT(back[0] == 3.0f && back[1] == 0.0f);
+    EXPECT(shared_count == 8);
+}
+
 // A library with kernels of its own comes and goes.
 static void plugin(const char *path)
 {
@@ -279,6 +290,7 @@ int main(int argc, char **argv)
     launches();
     memory();
     events();
+    after_reset();
     if (argc > 1)
         plugin(argv[1]);
     stray<<<1, 1>>>((int *)4096);

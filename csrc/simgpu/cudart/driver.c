@@ -72,7 +72,7 @@ cudaError_t rt_context(void)
 static bool gone(void)
 {
     CUdevice device;
-    unsigned now = atomic_load(&resets);
+    unsigned now = rt_resets();
     if (rt_thread.resets == now)
         return false;
     CUresult r = rt.cuCtxGetDevice(&device);
@@ -80,6 +80,11 @@ static bool gone(void)
         return true;
     rt_thread.resets = now;
     return false;
+}
+
+unsigned rt_resets(void)
+{
+    return atomic_load(&resets);
 }
 
 cudaError_t rt_reset(int device)

@@ -13,6 +13,7 @@ struct fatbin {
     const void *image; /* nvcc's wrapper struct; the handle that the program holds is the address of this field */
     CUlibrary library; /* NULL until loaded */
     cudaError_t failed;
+    unsigned resets; /* how many there were when the program's pointers to managed variables were filled */
 };
 
 enum kind { KERNEL, VARIABLE, MANAGED };
@@ -82,12 +83,15 @@ static struct item *find(const void *host, enum kind least, enum kind most)
     return x;
 }
 
-/* With the lock held. Managed variables get their address as soon as there is one. */
+/* With the lock held. Managed variables get their address as soon as there is one, and a new one after a reset. */
 static cudaError_t load(struct fatbin *f)
 {
-    if (f->library || f->failed)
+    unsigned now = rt_resets();
+    if (f->failed || (f->library && f->resets == now))
         return f->failed;
-    f->failed = rt_error(rt.cuLibraryLoadData(&f->library, f->image, NULL, NULL, 0, NULL, NULL, 0));
+    if (!f->library)
+        f->failed = rt_error(rt.cuLibraryLoadData(&f->library, f->image, NULL, NULL, 0, NULL, NULL, 0));
+    f->resets = now;
     for (size_t i = 0; i < bucket_count && !f->failed; i++)
         for (struct item *x = buckets[i]; x; x = x->next) {
             CUdeviceptr address;
@@ -103,7 +107,7 @@ cudaError_t rt_kernel(const void *function, CUkernel *out)
     pthread_mutex_lock(&lock);
     struct item *x = find(function, KERNEL, KERNEL);
     cudaError_t e = cudaSuccess;
-    if (x && !x->kernel && !(e = load(x->fatbin)) && rt.cuLibraryGetKernel(&x->kernel, x->fatbin->library, x->name))
+    if (x && !(e = load(x->fatbin)) && !x->kernel && rt.cuLibraryGetKernel(&x->kernel, x->fatbin->library, x->name))
         e = cudaErrorInvalidDeviceFunction;
     *out = x ? x->kernel : (CUkernel)(uintptr_t)function; /* not a stub: perhaps a cudaKernel_t, which the driver checks */
     pthread_mutex_unlock(&lock);

@@ -60,6 +60,8 @@ static inline cudaError_t rt_error(CUresult r) { return (cudaError_t)r; }
 
 /* Ends a device's primary context, current on whichever threads; the next call that needs one makes it anew. */
 cudaError_t rt_reset(int device);
+/* How many there were. */
+unsigned rt_resets(void);
 /* The primary context of a device; the current one stays current. */
 cudaError_t rt_primary(int device, CUcontext *out);
 /* The kernel behind a host stub or a cudaKernel_t; cudaErrorInvalidDeviceFunction. */
