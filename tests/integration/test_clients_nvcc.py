@@ -67,3 +67,15 @@ def test_an_entry_without_a_body_names_itself(run_sim, cuda_program, tmp_path): 
     assert result.stdout == "801 801\n"
     assert "cudaDeviceFlushGPUDirectRDMAWrites is not implemented" in result.stderr
     assert run_sim.stub_log.read_text() == "cudaDeviceFlushGPUDirectRDMAWrites\n"
+
+
+def test_code_that_had_no_room_is_loaded_when_there_is(run_sim, cuda_program, tmp_path):  # noqa: F811
+    source = tmp_path / "twice.cu"
+    source.write_text(
+        '#include <stdio.h>\n#include "simk.h"\n__global__ void nothing() {}\nSIM_KERNEL(nothing);\n#ifdef __CUDACC__\nint main()\n{\n'
+        "    for (int i = 0; i < 2; i++) {\n        nothing<<<1, 1>>>();\n"
+        '        printf("%d\\n", (int)cudaGetLastError());\n    }\n}\n#endif\n'
+    )
+    faults = ";".join(f"cuLibraryLoadData=OUT_OF_MEMORY@{n}" for n in (1, 2))  # asked for the kernel, then launched
+    result = run_sim([cuda_program(source).program], shim=False, sim={"FAULTS": faults}).ok()
+    assert result.stdout == "2\n0\n"

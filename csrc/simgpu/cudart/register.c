@@ -89,8 +89,12 @@ static cudaError_t load(struct fatbin *f)
     unsigned now = rt_resets();
     if (f->failed || (f->library && f->resets == now))
         return f->failed;
-    if (!f->library)
-        f->failed = rt_error(rt.cuLibraryLoadData(&f->library, f->image, NULL, NULL, 0, NULL, NULL, 0));
+    if (!f->library) {
+        cudaError_t e = rt_error(rt.cuLibraryLoadData(&f->library, f->image, NULL, NULL, 0, NULL, NULL, 0));
+        if (e == cudaErrorMemoryAllocation) /* there may be room the next time */
+            return e;
+        f->failed = e;
+    }
     f->resets = now;
     for (size_t i = 0; i < bucket_count && !f->failed; i++)
         for (struct item *x = buckets[i]; x; x = x->next) {
@@ -335,6 +339,10 @@ RT_API cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host)
     sim_called("__cudaGetKernel");
     CUkernel k = NULL;
     cudaError_t e = rt_kernel(host, &k);
+    if (e == cudaErrorMemoryAllocation) { /* nvcc's code keeps the answer: the stub is taken too, when there is room */
+        *kernel = (cudaKernel_t)(uintptr_t)host;
+        return cudaSuccess;
+    }
     *kernel = (cudaKernel_t)k;
     return rt_note(e);
 }
