@@ -102,6 +102,30 @@ def test_the_primary_context_lives_by_count():
 
 
 @own_process
+@belief("process.reset_keeps_retains")
+def test_a_reset_releases_nothing():
+    context, flags, active = C.c_void_p(), C.c_uint(), C.c_int()
+    call("cuInit", C.c_uint(0))
+
+    def state():
+        call("cuDevicePrimaryCtxGetState", C.c_int(0), C.byref(flags), C.byref(active))
+        return active.value
+
+    call("cuDevicePrimaryCtxRetain", C.byref(context), C.c_int(0))
+    got = {"before": state()}
+    call("cuDevicePrimaryCtxReset_v2", C.c_int(0))
+    got["reset"] = state()
+    call("cuDevicePrimaryCtxRetain", C.byref(context), C.c_int(0))
+    got["again"] = state()
+    call("cuDevicePrimaryCtxRelease_v2", C.c_int(0))
+    got["released once"] = state()
+    got["second release"] = call("cuDevicePrimaryCtxRelease_v2", C.c_int(0), want=ANY)
+    got["released twice"] = state()
+    pick("process.reset_keeps_retains", got,
+         {"before": 1, "reset": 0, "again": 1, "released once": 1, "second release": 0, "released twice": 0})  # fmt: skip
+
+
+@own_process
 def test_memory_ends_with_its_context():
     start()
     big = 256 * MIB
