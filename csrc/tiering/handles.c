@@ -175,7 +175,8 @@ void spill_handle_unmap(CUdeviceptr base, uint64_t bytes)
             __atomic_fetch_sub(&ram_mappings, 1, __ATOMIC_RELAXED);
         drop_if_unused(m);
     }
-    memmove(&mappings[first], &mappings[end], (mapping_count - end) * sizeof *mappings);
+    if (end > first) /* else there may be no table yet */
+        memmove(&mappings[first], &mappings[end], (mapping_count - end) * sizeof *mappings);
     mapping_count -= end - first;
 }
 

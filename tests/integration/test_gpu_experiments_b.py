@@ -179,6 +179,7 @@ def test_the_hook_without_a_library(ask, library):
     assert "is not built" in rows["hook.launch_0"]["seen"]
 
 
+@pytest.mark.no_sanitizer("the experiment sets LD_PRELOAD itself")
 def test_the_hook_with_a_library_that_is_not_loaded(ask, tmp_path):
     """A file that the loader refuses: both workers would be the same, which must not pass for a free hook."""
     (tmp_path / "libspillshim.so").write_bytes(b"no ELF")
@@ -196,6 +197,7 @@ def test_cuda_bindings_over_a_cap(ask):
     assert any("cuMemAlloc_v2" in symbols for modules in table.values() for symbols in modules.values()), table
 
 
+@pytest.mark.no_sanitizer("the experiment runs nvcc, which does not stand a preloaded runtime")
 def test_an_nvcc_program_over_a_cap(ask):
     from nvcc import need_nvcc
 
