@@ -6,7 +6,8 @@
  *   search   clang -fsanitize=fuzzer,address,undefined -DLIBFUZZER image_fuzz.c ... ; ./image_fuzz -max_len=65536 NEW corpus
  *            and what it learnt, made small again: ./image_fuzz -merge=1 SMALL NEW corpus
  * Corpus: nvcc's own output for tests/programs/kernels.cu and others, cut down, and what libFuzzer made of it. A find goes
- * into the corpus as find-<what>, so that it is replayed for ever.
+ * into the corpus as find-<what>, so that it is replayed for ever. Searched so far: 13 minutes (2.8 million inputs, one find), then
+ * 11 minutes on the readers as mended (1.7 million, none).
  * Rules: each input is read twice. Once by the parser that it looks meant for, from a heap block of exactly its size (the
  * sanitizer sees one byte too many); once by sim_image_load, from memory that ends where a page does and nothing follows.
  */
