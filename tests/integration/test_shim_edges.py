@@ -483,7 +483,7 @@ RACE = """
 #include <cuda.h>
 enum { ROUNDS = 150000 };
 static CUcontext ctx;
-static int failed;
+static _Atomic int failed;
 static void *plain(void *arg)
 {
     CUdeviceptr p;
