@@ -3,7 +3,7 @@
  * is mapped: VRAM alone, and VRAM and RAM chunks side by side? The process that sleeps is a child made for it: it fills its memory,
  * is locked, checkpointed, restored and unlocked, and then checks every word.
  * Decides: whether an idle program's VRAM can be freed as a whole, and what that costs.
- * gpu-check: groups=facts order=115 expect=6 limit=100 */
+ * gpu-check: groups=facts order=115 expect=6 limit=100 sim_lacks=cuCheckpointProcessLock */
 #include "gpu.h"
 
 static void declare(void)

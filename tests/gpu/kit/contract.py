@@ -4,7 +4,8 @@
 An experiment is `tests/gpu/NAME.c` or a Python file there or in tests/gpu/apps, with one line in its opening comment:
     gpu-check: groups=facts order=20 expect=5 limit=60
 groups: those of GROUPS it belongs to; order: lower runs first; expect: the seconds it usually takes on a GPU (it is skipped
-when less of the budget is left); limit: the seconds after which it is killed.
+when less of the budget is left); limit: the seconds after which it is killed. With sim_lacks=NAME,...: entries that it asks for
+and that the simulated driver has as stubs only (any other that it reaches is a problem).
 `NAME --list` prints the names of its rows, one a line; `NAME --vram BYTES --ram BYTES --seconds S --seed N` prints each row as
 one JSON object a line, flushed at once. A row that was listed and not said is unanswered: nothing passes by default.
 """
@@ -45,6 +46,7 @@ class Experiment:
     order: int
     expect: float
     limit: float
+    sim_lacks: tuple[str, ...] = ()
 
 
 def _marker(path: Path) -> str | None:
@@ -64,8 +66,8 @@ def declared(path: Path) -> Experiment | None:
     values: dict[str, str] = {}
     for part in text.split():
         key, equals, value = part.partition("=")
-        if not equals or key in values or key not in ("groups", "order", "expect", "limit"):
-            raise ValueError(f"{path.name}: gpu-check: {part!r} is not one of groups=, order=, expect=, limit=")
+        if not equals or key in values or key not in ("groups", "order", "expect", "limit", "sim_lacks"):
+            raise ValueError(f"{path.name}: gpu-check: {part!r} is not one of groups=, order=, expect=, limit=, sim_lacks=")
         values[key] = value
     missing = {"groups", "order", "expect", "limit"} - set(values)
     if missing:
@@ -75,7 +77,8 @@ def declared(path: Path) -> Experiment | None:
     if unknown:
         raise ValueError(f"{path.name}: gpu-check: no such group: {', '.join(unknown)}")
     try:
-        made = Experiment(path.stem, path, groups, int(values["order"]), float(values["expect"]), float(values["limit"]))
+        lacks = tuple(filter(None, values.get("sim_lacks", "").split(",")))
+        made = Experiment(path.stem, path, groups, int(values["order"]), float(values["expect"]), float(values["limit"]), lacks)
     except ValueError as error:
         raise ValueError(f"{path.name}: gpu-check: {error}") from None
     if not 0 < made.expect <= made.limit:
