@@ -12,11 +12,11 @@ def done(s):
 
 @belief("order.legacy_and_blocking")
 def test_the_legacy_stream_and_the_others():
-    p = alloc(MIB)
+    p, alone = alloc(MIB), alloc(MIB)
     blocking, apart = stream(0), stream(NON_BLOCKING)
     gate = Gate().close(blocking)
     call("cuMemsetD8Async", p, C.c_ubyte(1), MIB, None)  # legacy: waits for the blocking stream
-    call("cuMemsetD8Async", p + 4096, C.c_ubyte(2), 16, apart)
+    call("cuMemsetD8Async", alone, C.c_ubyte(2), 16, apart)
     call("cuStreamSynchronize", apart)  # does not
     held = not done(None)
     other = stream(0)

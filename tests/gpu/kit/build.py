@@ -224,7 +224,7 @@ class Toolbox:
     @staticmethod
     def _built_without_cffi(cmake: str, tree: Path, to: Path, jobs: str) -> Path:
         # `cmake --install` wants every target, and the cffi module is one; nothing here loads it.
-        targets = ["libspillshim", "spillshim-probe", "sim_cuda", "sim_nvml", "sim_cudart", "decoder", "decoder_simk"]
+        targets = ["libspillshim", "spillshim-probe", "sim_cuda", "sim_nvml", "sim_cudart13", "decoder", "decoder_simk"]
         _run([cmake, "--build", tree, "-j", jobs, "--target", *targets], BUILD_LIMIT)
         places = {"libspillshim.so": "", "spillshim-probe": "", "decoder": "demo", "decoder.simk.so": "demo", "decoder.ptx": "demo"}
         places |= {name: "sim" for name in ("libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13")}
