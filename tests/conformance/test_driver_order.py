@@ -134,9 +134,9 @@ def test_a_context_waits_for_an_event():
     gate = Gate().close(s)
     call("cuEventRecord", e, s)
     call("cuCtxWaitEvent", context, e)
-    p, later = alloc(4096), stream()
+    later = stream()
     for each in (before, later):
-        call("cuMemsetD8Async", p, C.c_ubyte(1), 16, each)
+        call("cuMemsetD8Async", alloc(4096), C.c_ubyte(1), 16, each)
     held = [not done(before), not done(later)]
     gate.open()
     call("cuCtxSynchronize")
