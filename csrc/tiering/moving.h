@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Moving: the same address, another tier. Called by shim/ (hooks, worker), by engine.c and by unit tests.
+ *
+ * A move copies a run of chunks into other backings through a second mapping (the *window*), while the GPU is proven idle puts
+ * these in the place of the old ones, and opens the gate again. The application sees nothing of it but the pause.
+ *
+ * Rules
+ *   - everything here runs under the engine lock, on a thread that is outside the gate; lock order: engine, then gate;
+ *   - what can be prepared is prepared with the gate open; in the pause there are the copy, one unmap, a map for every chunk and
+ *     one or two grants of access;
+ *   - the old backing is given up only when the new one is in its place; a failure puts the old mapping back. If that fails too
+ *     the region is *poisoned*: whoever uses it gets the driver's error, the gate never opens onto a hole that may be used;
+ *   - a chunk list changes only inside a safepoint: gated hooks read it without a lock.
+ */
+#ifndef SPILL_MOVING_H
+#define SPILL_MOVING_H
+
+#include "tiering/tiering.h"
+
+/* Why nothing, or less than was wanted, was moved. */
+enum spill_reason {
+    SPILL_REASON_NONE,     /* all that was wanted */
+    SPILL_REASON_NOTHING,  /* nothing there to be moved */
+    SPILL_REASON_STATE,    /* the process is frozen or dead: spill_state_why() */
+    SPILL_REASON_CAPTURE,  /* a stream is being captured */
+    SPILL_REASON_BUSY,     /* the GPU was not idle before the deadline */
+    SPILL_REASON_VRAM,     /* no room in VRAM */
+    SPILL_REASON_RAM,      /* the budget grants no more RAM */
+    SPILL_REASON_DRIVER,   /* the driver refused a step; everything is where it was */
+    SPILL_REASON_PINNED,   /* what is left is pinned, or fixed in RAM */
+};
+
+/* ---- context.c: the contexts of the process, and the driver's word that they are idle ---- */
+
+/* A context exists (from the hooks of its creation, and of every allocation in it), and ends. Any thread, any lock. */
+void spill_context_known(CUcontext ctx);
+void spill_context_gone(CUcontext ctx);
+/* True once the driver has said of every known context that all work submitted to it is done; false at `deadline_ns`
+ * (CLOCK_MONOTONIC), or where a context is active that we were never told of. The gate is closed. */
+bool spill_contexts_idle(uint64_t deadline_ns);
+/* Our own stream in `ctx`, made at the first call; the context is current. NULL where the driver makes none. */
+CUstream spill_context_stream(CUcontext ctx);
+
+/* ---- safepoint.c ---- */
+
+uint64_t spill_now_ns(void); /* CLOCK_MONOTONIC */
+/* Close the gate and have idleness proven, both before `deadline_ns`. NONE: closed, spill_safepoint_leave opens it. Else it is
+ * open. */
+enum spill_reason spill_safepoint_enter(uint64_t deadline_ns);
+/* `bulk`: ordered or settling, counted apart from what goes on in steady state. */
+void spill_safepoint_leave(bool bulk);
+
+/* ---- mapping.c: the driver's calls over a run of chunks, asked again where it answers NOT_READY ---- */
+
+CUresult spill_map(CUdeviceptr at, uint64_t bytes, CUmemGenericAllocationHandle handle);
+CUresult spill_unmap(CUdeviceptr at, uint64_t bytes);
+/* Open mappings of one device's chunks to it and its peers, and what is in RAM to the CPU. */
+CUresult spill_open(CUdeviceptr at, uint64_t bytes, int device, const struct spill_chunk *chunks, uint32_t count);
+
+/* ---- move.c ---- */
+
+/* What may be moved of a region now. */
+bool spill_movable(const struct spill_region *region);
+/* Move the chunks [first, first + count) of `region`, all in the other tier, to `to`, re-cut into chunks of at most `piece` bytes, in
+ * one safepoint that is reached before `deadline_ns`. On success *next is the index of the chunk after them. */
+enum spill_reason spill_move(struct spill_region *region, uint32_t first, uint32_t count, enum spill_tier to, uint64_t piece,
+                             uint64_t deadline_ns, bool bulk, uint32_t *next);
+
+/* ---- order.c: whole programs ---- */
+
+struct spill_order_result {
+    uint64_t moved; /* bytes */
+    uint64_t left;  /* bytes that could be moved in principle, and were not */
+    enum spill_reason reason;
+};
+
+/* Move up to `bytes` (UINT64_MAX: all) of all regions to RAM or to VRAM. Takes the engine lock for a batch at a time, and waits
+ * for the GPU to be idle for at most `patience_ms` without progress. On any thread that is outside the gate; needs no current
+ * context. */
+struct spill_order_result spill_order_demote(uint64_t bytes, unsigned patience_ms);
+struct spill_order_result spill_order_promote(uint64_t bytes, unsigned patience_ms);
+
+#endif
