@@ -84,6 +84,30 @@ void spill_place(const struct spill_place_in *in, struct spill_place_out *out);
 uint64_t spill_layout(const struct spill_place_in *in, const struct spill_place_out *out,
                       struct spill_layout_step *steps, uint64_t max);
 
+#define SPILL_PAUSE_BUCKETS 40
+
+/* How long the gate was closed, from the proof of idleness to its opening. bucket[i] counts pauses of [2^i, 2^(i+1)) ns. */
+struct spill_pauses {
+    uint64_t count;
+    uint64_t total_ns;
+    uint64_t longest_ns;
+    uint64_t bucket[SPILL_PAUSE_BUCKETS];
+};
+
+/* Safepoints and moves of a process since its start. Counters, written with relaxed atomics. */
+struct spill_move_stats {
+    uint64_t safepoints;      /* reached */
+    uint64_t refused_state;   /* not tried: the process is frozen or dead */
+    uint64_t refused_capture; /* not tried: a stream is being captured */
+    uint64_t refused_busy;    /* given up at the deadline */
+    uint64_t drain_ns;        /* from the closing of the gate to the proof of idleness, in all */
+    uint64_t promoted, promoted_bytes; /* moves completed, one for each safepoint */
+    uint64_t demoted, demoted_bytes;
+    uint64_t rolled_back;     /* moves that failed and left everything where it was */
+    uint64_t poisoned;        /* regions that a double failure made unusable */
+    struct spill_pauses pause[2]; /* 0: steady state; 1: bulk, by order or while settling */
+};
+
 /* Read-only view of the ledger in folder `dir` (NULL: the default). Returns the number of live processes copied to
  * `slots` (at most SPILL_LEDGER_SLOTS), or -errno. */
 int spill_ledger_read(const char *dir, struct spill_ledger_slot *slots);
@@ -113,6 +137,8 @@ _Static_assert(sizeof(struct spill_ledger_device) == 24, "ledger device");
 _Static_assert(sizeof(struct spill_ledger_slot) == 64 + 24 * SPILL_LEDGER_DEVICES, "ledger slot");
 _Static_assert(__builtin_offsetof(struct spill_ledger_slot, device) == 64, "ledger slot devices");
 _Static_assert(__builtin_offsetof(struct spill_ledger_file, slot) == 64, "ledger header");
+_Static_assert(sizeof(struct spill_pauses) == 8 * (3 + SPILL_PAUSE_BUCKETS), "pauses");
+_Static_assert(sizeof(struct spill_move_stats) == 8 * 11 + 2 * sizeof(struct spill_pauses), "move stats");
 _Static_assert(sizeof(struct spill_layout_step) == 24, "layout step");
 
 #endif

@@ -30,6 +30,12 @@ enum spill_reason {
     SPILL_REASON_PINNED,   /* what is left is pinned, or fixed in RAM */
 };
 
+/* ---- stats.c ---- */
+
+/* Never NULL. */
+struct spill_move_stats *spill_move_stats(void);
+void spill_pause_add(struct spill_pauses *pauses, uint64_t ns);
+
 /* ---- context.c: the contexts of the process, and the driver's word that they are idle ---- */
 
 /* A context exists (from the hooks of its creation, and of every allocation in it), and ends. Any thread, any lock. */

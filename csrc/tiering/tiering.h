@@ -76,8 +76,14 @@ struct spill_chunk {
     uint32_t start;
     uint32_t length;
     uint8_t tier;
-    uint8_t spare[7];
+    bool hole; /* not mapped: a move failed twice over it */
+    uint8_t spare[6];
 };
+
+static inline uint64_t spill_chunk_bytes(const struct spill_chunk *chunk)
+{
+    return (uint64_t)chunk->length << SPILL_GRANULE_SHIFT;
+}
 
 struct spill_region {
     CUdeviceptr base;
