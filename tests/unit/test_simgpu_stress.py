@@ -133,7 +133,9 @@ def test_conformance_on_the_sanitizers_builds(sanitizer, clean_env, tmp_path):
     logs = tmp_path / "reports"
     logs.mkdir()
     env = {**clean_env, "SPILLSHIM_TEST_NATIVE": str(sanitizer.native), "PYTHONPATH": str(REPOSITORY)}
-    argv = [sys.executable, "-m", "pytest", "-q", "-x", REPOSITORY / "tests" / "conformance", "-o", f"cache_dir={tmp_path / 'cache'}"]
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "tests/conformance", "-o", f"cache_dir={tmp_path / 'cache'}"]
+    if sanitizer.kind == "thread":  # its shadow memory leaves a program 1.5 TiB less what randomization takes: not always 1 TiB in a piece
+        argv += ["--deselect", "tests/conformance/test_driver_vmm.py::test_reservations"]
     ran = subprocess.run(argv, env=sanitizer.environment(env, logs), cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1100)
     found = sanitizer.reports(logs, ran.stderr)
     assert (ran.returncode, found) == (0, []), ran.stdout[-5000:] + "\n\n".join(found)
