@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "shim/log.h"
 
@@ -16,21 +17,24 @@ enum { RECHECK = 256 << 20, PATIENCE_MS = 100 };
 static const struct spill_settings *settings;
 static struct spill_stats stats;
 static pthread_mutex_t engine = PTHREAD_MUTEX_INITIALIZER;
-static bool dead;
 
 void spill_engine_start(const struct spill_settings *s) { settings = s; }
 const struct spill_settings *spill_settings(void) { return settings; }
 struct spill_stats *spill_stats(void) { return &stats; }
 void spill_lock(void) { pthread_mutex_lock(&engine); }
 bool spill_trylock(void) { return pthread_mutex_trylock(&engine) == 0; }
-void spill_unlock(void) { pthread_mutex_unlock(&engine); }
-bool spill_dead(void) { return __atomic_load_n(&dead, __ATOMIC_RELAXED); }
 
-void spill_after_fork(void)
+bool spill_lock_within(unsigned ms)
 {
-    __atomic_store_n(&dead, true, __ATOMIC_RELAXED);
-    spill_budget_leave(true);
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    uint64_t ns = (uint64_t)until.tv_nsec + ms * 1000000ull;
+    until.tv_sec += (time_t)(ns / 1000000000u);
+    until.tv_nsec = (long)(ns % 1000000000u);
+    return pthread_mutex_timedlock(&engine, &until) == 0;
 }
+
+void spill_unlock(void) { pthread_mutex_unlock(&engine); }
 
 CUstreamCaptureMode spill_capture_enter(void)
 {

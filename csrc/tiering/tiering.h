@@ -68,6 +68,8 @@ struct spill_settings {
     uint64_t (*ram_reserve)(uint64_t total);
     /* Find the backend, in a child process; called once, when VRAM is getting short. */
     void (*probe)(int device, struct spill_probe_result *out);
+    /* Look for reasons to be frozen that come without a call: libraries, debuggers. NULL: there are none. */
+    void (*look)(void);
 };
 
 /* 24 bytes a chunk; `start` and `length` in granules, from the region's base. */
@@ -128,6 +130,8 @@ struct spill_stats *spill_stats(void);
 void spill_lock(void);
 /* False at once where another thread has the lock: for work that may as well be left. */
 bool spill_trylock(void);
+/* Wait at most `ms` milliseconds for it. False where it was not to be had. */
+bool spill_lock_within(unsigned ms);
 void spill_unlock(void);
 
 /* Allocate `size` bytes for the current context, in VRAM, in RAM or in both. CUDA_ERROR_OUT_OF_MEMORY where neither has
@@ -148,9 +152,42 @@ void spill_capture_leave(CUstreamCaptureMode mode);
 bool spill_soft_oom(size_t size);
 /* The allocation was granted in another way: the program has heard of no refusal. */
 void spill_soft_unheard(void);
+
+/* ---- state.c: what may still be done to this process's memory ---- */
+
+enum spill_state {
+    SPILL_OPEN,
+    SPILL_FROZEN, /* allocations spill as ever; nothing is moved after it was placed */
+    SPILL_DEAD,   /* every call passes through; the driver is asked for nothing, memory is left alone */
+};
+
+/* No lock; never goes back. */
+enum spill_state spill_state_now(void);
+/* Why it is not open, for a log or a status; "" while it is. */
+const char *spill_state_why(void);
+/* Leave `open` for good, because of `why` (a static string, part of a sentence). The first reason of the state that the
+ * process is in is the one that is told; it is logged once. Any thread, any lock held. */
+void spill_freeze(const char *why);
+void spill_die(const char *why);
+/* One load: state_now() == SPILL_DEAD. */
+bool spill_dead(void);
+/* Whether anything may be moved now: open, also after looking (spill_settings.look) for what no call of the program told us.
+ * Before each safepoint, never at a launch. */
+bool spill_may_move(void);
+/* Hand on what the driver answered, and note where it leaves nothing usable behind: then the process is dead. */
+void spill_seen_error(CUresult answer);
+static inline CUresult spill_seen(CUresult answer)
+{
+    if (__builtin_expect(answer != CUDA_SUCCESS, 0))
+        spill_seen_error(answer);
+    return answer;
+}
 /* In the child of a fork: everything passes through from now on, nothing is touched. */
 void spill_after_fork(void);
-bool spill_dead(void);
+/* The program is ending: no move begins any more, and none is under way when this returns. Frees still work. */
+void spill_exit_begins(void);
+/* Nothing of the driver may be used any more. */
+void spill_exit_ends(void);
 
 /* ---- device.c: what is known of each device, and how much of it is used ---- */
 
