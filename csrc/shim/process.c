@@ -73,6 +73,14 @@ static void in_child(void)
     once = (pthread_once_t)PTHREAD_ONCE_INIT;
 }
 
+/* Registered after the driver has registered its own handlers, so it runs before these: no move may be under way when the
+ * driver shuts down. The program's remaining handlers free what they like; the driver says when that is over. */
+static void exit_begins(void)
+{
+    if (owner == getpid())
+        spill_exit_begins();
+}
+
 static void start(void)
 {
     const struct spill_config *c = spill_config();
@@ -98,6 +106,7 @@ static void start(void)
     spill_engine_start(&settings);
     pthread_atfork(NULL, NULL, in_child);
     owner = getpid();
+    atexit(exit_begins);
     __atomic_store_n(&started, true, __ATOMIC_RELEASE);
 }
 
@@ -128,6 +137,8 @@ __attribute__((destructor)) static void at_exit(void)
     /* A program that never used CUDA must not even pay for reading the environment table. */
     if (!mine && (started || !getenv("SPILLSHIM_OBSERVE")))
         return;
+    if (mine)
+        spill_exit_ends();
     if (!spill_config()->disable)
         spill_stats_report(mine);
     if (mine)
