@@ -3,7 +3,7 @@
  * Rules: the engine lock is held over a whole allocation or release, never while waiting for the GPU without a deadline;
  * every failure unwinds what was done; headroom and holdback are wishes: an allocation that VRAM can hold is never
  * refused for their sake, because without us it would have succeeded. */
-#include "tiering/tiering.h"
+#include "tiering/moving.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -78,63 +78,19 @@ void spill_soft_unheard(void)
 
 /* ---- building a region ---- */
 
-/* Over addresses that were unmapped just before, some drivers answer NOT_READY, and succeed when they are asked again. */
-enum { AGAIN = 8 };
-
-static CUresult map_chunk(CUdeviceptr at, size_t size, CUmemGenericAllocationHandle handle)
+/* Undo the first `chunks` chunks of `region`, in rows of what is mapped. */
+static void unbuild(struct spill_region *region, uint32_t chunks)
 {
-    CUresult r = CUDA_ERROR_NOT_READY;
-    for (int i = 0; i < AGAIN && r == CUDA_ERROR_NOT_READY; i++)
-        r = spill_driver()->cuMemMap(at, size, 0, handle, 0);
-    return r;
-}
-
-static CUresult set_access(CUdeviceptr at, size_t size, const CUmemAccessDesc *to, size_t count)
-{
-    CUresult r = CUDA_ERROR_NOT_READY;
-    for (int i = 0; i < AGAIN && r == CUDA_ERROR_NOT_READY; i++)
-        r = spill_driver()->cuMemSetAccess(at, size, to, count);
-    return r;
-}
-
-static CUresult grant_access(const struct spill_region *region)
-{
-    const struct spill_device *device = spill_device(region->device);
-    CUmemAccessDesc gpu[SPILL_MAX_DEVICES];
-    for (int i = 0; i < device->peer_count; i++)
-        gpu[i] = (CUmemAccessDesc){
-            .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device->peers[i] },
-            .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-        };
-    CUresult r = set_access(region->base, region->mapped, gpu, (size_t)device->peer_count);
-    if (r != CUDA_SUCCESS)
-        return r;
-    const CUmemAccessDesc cpu = spill_cpu_access();
-    for (uint32_t i = 0; i < region->chunk_count;) {
+    for (uint32_t i = 0; i < chunks;) {
         uint32_t first = i;
-        while (i < region->chunk_count && region->chunks[i].tier == SPILL_RAM)
-            i++;
-        if (i == first) {
+        uint64_t bytes = 0;
+        for (; i < chunks && !region->chunks[i].hole; i++)
+            bytes += spill_chunk_bytes(&region->chunks[i]);
+        if (!bytes) {
             i++;
             continue;
         }
-        uint64_t from = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT;
-        uint64_t to = (uint64_t)(region->chunks[i - 1].start + region->chunks[i - 1].length) << SPILL_GRANULE_SHIFT;
-        r = set_access(region->base + from, to - from, &cpu, 1);
-        if (r != CUDA_SUCCESS)
-            return r;
-    }
-    return CUDA_SUCCESS;
-}
-
-/* Undo the first `chunks` chunks of `region`. */
-static void unbuild(struct spill_region *region, uint32_t chunks)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < chunks; i++)
-        bytes += (uint64_t)region->chunks[i].length << SPILL_GRANULE_SHIFT;
-    if (bytes) {
-        CUresult r = spill_driver()->cuMemUnmap(region->base, bytes);
+        CUresult r = spill_unmap_surely(region->base + ((uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT), bytes);
         if (r != CUDA_SUCCESS) {
             spill_log(SPILL_LOG_ERROR, "cuMemUnmap failed error=%d bytes=%llu; address and memory are given up, not reused",
                       (int)r, (unsigned long long)bytes);
@@ -142,9 +98,10 @@ static void unbuild(struct spill_region *region, uint32_t chunks)
         }
     }
     for (uint32_t i = 0; i < chunks; i++)
-        spill_backing_give(region->device, (enum spill_tier)region->chunks[i].tier,
-                           (uint64_t)region->chunks[i].length << SPILL_GRANULE_SHIFT, region->chunks[i].handle);
-    spill_arena_give(region->base, region->mapped);
+        spill_backing_give(region->device, (enum spill_tier)region->chunks[i].tier, spill_chunk_bytes(&region->chunks[i]),
+                           region->chunks[i].handle);
+    if (!region->poisoned) /* something may still be mapped there */
+        spill_arena_give(region->base, region->mapped);
 }
 
 static bool ask(uint64_t bytes)
@@ -206,7 +163,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
         }
         if (r != CUDA_SUCCESS)
             break;
-        r = map_chunk(region->base + step->offset, step->size, chunk->handle);
+        r = spill_map(region->base + step->offset, step->size, chunk->handle);
         if (r != CUDA_SUCCESS) {
             spill_backing_give(region->device, (enum spill_tier)chunk->tier, step->size, chunk->handle);
             break;
@@ -216,7 +173,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
     }
     spill_budget_give(granted, 0);
     if (r == CUDA_SUCCESS)
-        r = grant_access(region);
+        r = spill_open(region->base, region->mapped, region->device, region->chunks, region->chunk_count);
     if (r != CUDA_SUCCESS)
         unbuild(region, done);
     return r;
@@ -349,6 +306,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
     region->size = size;
     region->device = device;
     spill_driver()->cuCtxGetCurrent(&region->ctx);
+    spill_context_known(region->ctx);
     if (fixed) {
         r = build_fixed(region, in.size);
     } else {

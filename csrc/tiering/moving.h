@@ -15,6 +15,8 @@
 #ifndef SPILL_MOVING_H
 #define SPILL_MOVING_H
 
+#include <stdatomic.h>
+
 #include "tiering/tiering.h"
 
 /* Why nothing, or less than was wanted, was moved. */
@@ -41,6 +43,9 @@ void spill_pause_add(struct spill_pauses *pauses, uint64_t ns);
 /* A context exists (from the hooks of its creation, and of every allocation in it), and ends. Any thread, any lock. */
 void spill_context_known(CUcontext ctx);
 void spill_context_gone(CUcontext ctx);
+/* The application is destroying it (true), or the driver refused (false): no move begins in it. Waits for those under way. */
+void spill_context_ends(CUcontext ctx, bool ends);
+bool spill_context_dying(CUcontext ctx);
 /* True once the driver has said of every known context that all work submitted to it is done; false at `deadline_ns`
  * (CLOCK_MONOTONIC), or where a context is active that we were never told of. The gate is closed. */
 bool spill_contexts_idle(uint64_t deadline_ns);
@@ -60,17 +65,47 @@ void spill_safepoint_leave(bool bulk);
 
 CUresult spill_map(CUdeviceptr at, uint64_t bytes, CUmemGenericAllocationHandle handle);
 CUresult spill_unmap(CUdeviceptr at, uint64_t bytes);
+/* For what must not stay mapped: several attempts, whatever the driver answers. */
+CUresult spill_unmap_surely(CUdeviceptr at, uint64_t bytes);
 /* Open mappings of one device's chunks to it and its peers, and what is in RAM to the CPU. */
 CUresult spill_open(CUdeviceptr at, uint64_t bytes, int device, const struct spill_chunk *chunks, uint32_t count);
+/* Open mappings to `device` alone: what no application will ever see. */
+CUresult spill_open_to_device(CUdeviceptr at, uint64_t bytes, int device);
 
 /* ---- move.c ---- */
 
+/* The driver's error that left a hole in a region, or CUDA_SUCCESS: what every launch answers from then on, because nobody knows what
+ * a kernel will touch. Copies answer it only for a poisoned region. */
+extern _Atomic int spill_poison;
+
 /* What may be moved of a region now. */
 bool spill_movable(const struct spill_region *region);
-/* Move the chunks [first, first + count) of `region`, all in the other tier, to `to`, re-cut into chunks of at most `piece` bytes, in
- * one safepoint that is reached before `deadline_ns`. On success *next is the index of the chunk after them. */
-enum spill_reason spill_move(struct spill_region *region, uint32_t first, uint32_t count, enum spill_tier to, uint64_t piece,
-                             uint64_t deadline_ns, bool bulk, uint32_t *next);
+/* Index of the chunk that holds `offset`. */
+uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset);
+
+/* One move: the span is a row of whole chunks of one tier, the other than `to`. Of it `stay` bytes (0: none), the first, keep their
+ * tier and become one chunk; the rest moves, cut into chunks of at most `piece` bytes. All in bytes, multiples of the granule. */
+struct spill_want {
+    struct spill_region *region;
+    uint64_t offset, bytes;
+    enum spill_tier to;
+    uint64_t stay, piece;
+};
+
+/* Moves in one safepoint. `next` names them, one after the other; regions of one context and device, spans that do not overlap. It is
+ * asked for the first with the gate open, for the others in the pause, until `pause_ns` have passed. */
+struct spill_series {
+    bool (*next)(void *arg, struct spill_want *want);
+    void *arg;
+    uint64_t deadline_ns; /* of reaching the safepoint */
+    uint64_t pause_ns;    /* 0: one move only */
+    bool bulk;
+    uint64_t moved;          /* out: bytes that have changed their tier */
+    uint64_t pause_until_ns; /* own use */
+};
+
+/* NONE: all that `next` named was moved. NOTHING: it named nothing. Else why the series ended early; `moved` tells what was done. */
+enum spill_reason spill_move_series(struct spill_series *series);
 
 /* ---- order.c: whole programs ---- */
 

@@ -124,6 +124,11 @@ struct spill_region *spill_region_find(CUdeviceptr p)
     return found;
 }
 
+struct spill_region *spill_region_slot(uint32_t index)
+{
+    return index < slot_count ? slot(index) : NULL;
+}
+
 void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg)
 {
     for (uint32_t i = 0; i < slot_count; i++)

@@ -20,6 +20,7 @@
 #ifndef SPILL_TIERING_H
 #define SPILL_TIERING_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -103,6 +104,8 @@ struct spill_region {
     bool fixed;
     bool limbo;
     bool sync_memops;
+    bool poisoned; /* a part of it is a hole: moving.h */
+    _Atomic(const char *) pinned; /* why it is never moved; NULL: it may be */
 };
 
 /* Counters of the process, for the summary; bytes. Changed with spill_count, because several locks guard those who do; the
@@ -250,8 +253,16 @@ void spill_region_recycle(struct spill_region *region);
 struct spill_region *spill_region_find(CUdeviceptr p);
 /* Call `visit` for every live region; under the engine lock. */
 void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg);
+/* Slot `index`, live or not; NULL past the last one. Under the engine lock. */
+struct spill_region *spill_region_slot(uint32_t index);
 /* Length of the run of bytes from `p` (inside `region`) that lies in one tier, at most `limit`; its tier in *tier. */
 uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint64_t limit, enum spill_tier *tier);
+
+/* ---- pin.c ---- */
+
+/* Never move `region` again, until it is freed; `why`: a static string. Takes no lock. */
+void spill_region_pin(struct spill_region *region, const char *why);
+bool spill_region_pinned(const struct spill_region *region);
 
 /* ---- backing.c ---- */
 

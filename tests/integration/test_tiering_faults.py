@@ -14,7 +14,7 @@ def test_fault_sweep(tmp_path, run_sim, cuda_include):
                     "-o", program, ROOT / "tests/programs/tiering/faults.c", *ENGINE, "-ldl", "-lpthread"], check=True)
     (tmp_path / "root" / "proc").mkdir(parents=True)
     result = run_sim([program, tmp_path / "root"], vram="64M", ram="1G", shim=False,
-                     env={"FAULTS_STATE": str(tmp_path / "state")}).ok()
+                     env={"HARNESS_STATE": str(tmp_path / "state")}).ok()
     assert result.stdout.splitlines()[-1] == "ok", result.stdout
     swept = [int(n) for n in re.findall(r": (\d+) driver calls", result.stdout)]
     assert len(swept) == 4 and min(swept) >= 10, result.stdout

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Safepoints: the gate closed, and the driver's proof that every context is idle. Called by move.c.
+ * Rules: under the engine lock; nobody is kept waiting longer than the deadline plus the pause; while a stream is being captured
+ * the driver is asked nothing, because recording an event over a context invalidates its captures. Beginning a capture passes
+ * the gate, so that what is seen with the gate closed stays true until it opens. */
+#include "tiering/moving.h"
+
+#include <time.h>
+
+#include "tiering/gate.h"
+
+static uint64_t drained_at;
+
+uint64_t spill_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+enum spill_reason spill_safepoint_enter(uint64_t deadline_ns)
+{
+    struct spill_move_stats *s = spill_move_stats();
+    if (!spill_may_move())
+        return spill_count(&s->refused_state, 1), SPILL_REASON_STATE;
+    if (spill_capturing())
+        return spill_count(&s->refused_capture, 1), SPILL_REASON_CAPTURE;
+    uint64_t began = spill_now_ns();
+    if (!spill_gate_close(deadline_ns))
+        return spill_count(&s->refused_busy, 1), SPILL_REASON_BUSY;
+    bool capturing = spill_capturing();
+    if (capturing || !spill_contexts_idle(deadline_ns)) {
+        spill_gate_open();
+        if (capturing)
+            return spill_count(&s->refused_capture, 1), SPILL_REASON_CAPTURE;
+        return spill_count(&s->refused_busy, 1), SPILL_REASON_BUSY;
+    }
+    drained_at = spill_now_ns();
+    spill_count(&s->safepoints, 1);
+    spill_count(&s->drain_ns, (int64_t)(drained_at - began));
+    return SPILL_REASON_NONE;
+}
+
+void spill_safepoint_leave(bool bulk)
+{
+    spill_gate_open();
+    spill_pause_add(&spill_move_stats()->pause[bulk], spill_now_ns() - drained_at);
+}

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, a door
+ * to the simulated driver whose calls are counted and fail on request, and checks. Included once, by each program of this folder.
+ * Rules: a CHECK that is false ends the program with its line and the scenario; `fail_at` counts only calls made through the door. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "link/ledger.h"
+#include "shim/log.h"
+#include "shim/resolve.h"
+#include "tiering/moving.h"
+
+#define MIB ((size_t)1 << 20)
+#define CHECK(condition)                                                                   \
+    do {                                                                                   \
+        if (!(condition)) {                                                                \
+            printf("%s:%d: %s is false (%s)\n", __FILE__, __LINE__, #condition, scenario); \
+            exit(1);                                                                       \
+        }                                                                                  \
+    } while (0)
+
+static char scenario[200] = "start";
+static struct spill_driver real;
+
+/* ---- what the engine needs from outside ---- */
+
+void spill_log(enum spill_log_level level, const char *fmt, ...)
+{
+    va_list args;
+    const char *verbose = getenv("HARNESS_VERBOSE");
+    if (!verbose || (level > SPILL_LOG_WARN && *verbose != '2'))
+        return;
+    va_start(args, fmt);
+    vfprintf(stderr, fmt, args);
+    va_end(args);
+    fputc('\n', stderr);
+}
+
+void spill_say(const char *fmt, ...) { (void)fmt; }
+
+const char *spill_size_text(unsigned long long bytes, char buf[16])
+{
+    snprintf(buf, 16, "%llu", bytes);
+    return buf;
+}
+
+void *spill_real_symbol(enum spill_lib lib, const char *symbol)
+{
+    (void)lib;
+    (void)symbol;
+    return NULL;
+}
+
+static uint64_t all(uint64_t total) { return total; }
+static uint64_t none(uint64_t total) { return total * 0; }
+static uint64_t eighth(uint64_t total) { return total / 8; }
+static uint64_t unlimited(uint64_t total) { return total | UINT64_MAX; }
+static uint64_t half_gib(uint64_t total) { return total * 0 + 512 * MIB; }
+
+static void probe(int device, struct spill_probe_result *out)
+{
+    (void)device;
+    *out = (struct spill_probe_result){ SPILL_BACKEND_HOST_NUMA, 0, false };
+}
+
+/* Small chunks, no holdback; the ledger in $HARNESS_STATE, /proc below `root`. */
+static struct spill_settings harness_settings(const char *root)
+{
+    return (struct spill_settings){
+        .spill = true, .managed_min = 16 * MIB, .chunk = 8 * MIB, .spill_chunk = 2 * MIB, .state_dir = getenv("HARNESS_STATE"),
+        .proc_root = root, .vram_limit = all, .headroom = eighth, .holdback = none, .host_limit = unlimited,
+        .ram_reserve = half_gib, .probe = probe,
+    };
+}
+
+static void write_meminfo(const char *root, unsigned long available_kib)
+{
+    char path[600];
+    snprintf(path, sizeof path, "%s/proc/meminfo", root);
+    FILE *f = fopen(path, "w");
+    CHECK(f != NULL);
+    fprintf(f, "MemTotal:       16777216 kB\nMemAvailable:   %8lu kB\n", available_kib);
+    fclose(f);
+}
+
+/* ---- the door whose calls are counted, and fail ---- */
+
+static long calls, fail_at, fail_at_too; /* the fail_at-th counted call fails, and the fail_at_too-th; 0: none */
+static CUresult fail_with = CUDA_ERROR_UNKNOWN;
+static size_t host_bytes; /* of RAM that was ever created */
+static void (*after_create)(void);
+
+static bool fails(void)
+{
+    ++calls;
+    return calls == fail_at || calls == fail_at_too;
+}
+
+#define COUNTED(symbol, params, ...)                                       \
+    static CUresult counted_##symbol params                                \
+    {                                                                      \
+        return fails() ? fail_with : real.symbol(__VA_ARGS__);             \
+    }
+COUNTED(cuMemMap, (CUdeviceptr p, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags), p, size,
+        offset, handle, flags)
+COUNTED(cuMemUnmap, (CUdeviceptr p, size_t size), p, size)
+COUNTED(cuMemSetAccess, (CUdeviceptr p, size_t size, const CUmemAccessDesc *desc, size_t count), p, size, desc, count)
+COUNTED(cuMemAddressReserve, (CUdeviceptr * p, size_t size, size_t alignment, CUdeviceptr address, unsigned long long flags), p, size,
+        alignment, address, flags)
+COUNTED(cuMemGetInfo_v2, (size_t *free_now, size_t *total), free_now, total)
+COUNTED(cuCtxGetDevice, (CUdevice *device), device)
+COUNTED(cuMemcpyDtoDAsync_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), to, from, bytes, stream)
+COUNTED(cuStreamSynchronize, (CUstream stream), stream)
+COUNTED(cuStreamCreate, (CUstream * stream, unsigned flags), stream, flags)
+COUNTED(cuCtxRecordEvent, (CUcontext ctx, CUevent event), ctx, event)
+COUNTED(cuEventCreate, (CUevent * event, unsigned flags), event, flags)
+COUNTED(cuEventQuery, (CUevent event), event)
+COUNTED(cuCtxPushCurrent_v2, (CUcontext ctx), ctx)
+
+static CUresult counted_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
+                                    unsigned long long flags)
+{
+    if (fails())
+        return fail_with;
+    CUresult r = real.cuMemCreate(handle, size, prop, flags);
+    if (r == CUDA_SUCCESS && prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+        host_bytes += size;
+    if (r == CUDA_SUCCESS && after_create)
+        after_create();
+    return r;
+}
+
+static CUcontext dies_meanwhile; /* destroyed by another thread while this one waits for it */
+
+static CUresult counted_cuCtxSynchronize(void)
+{
+    CUresult r = fails() ? fail_with : real.cuCtxSynchronize();
+    if (dies_meanwhile)
+        spill_discard_context(dies_meanwhile);
+    return r;
+}
+
+static void *lookup(const char *symbol, bool nvml)
+{
+    static void *library;
+    if (nvml)
+        return NULL;
+    if (!library)
+        library = dlopen("libcuda.so.1", RTLD_NOW);
+    return library ? dlsym(library, symbol) : NULL;
+}
+
+static void *counted(const char *symbol, bool nvml)
+{
+#define WRAPPED(name) { #name, (void *)counted_##name }
+    static const struct { const char *symbol; void *function; } wrapped[] = {
+        WRAPPED(cuMemCreate), WRAPPED(cuMemMap), WRAPPED(cuMemUnmap), WRAPPED(cuMemSetAccess), WRAPPED(cuMemAddressReserve),
+        WRAPPED(cuMemGetInfo_v2), WRAPPED(cuCtxGetDevice), WRAPPED(cuMemcpyDtoDAsync_v2), WRAPPED(cuStreamSynchronize),
+        WRAPPED(cuStreamCreate), WRAPPED(cuCtxRecordEvent), WRAPPED(cuEventCreate), WRAPPED(cuEventQuery), WRAPPED(cuCtxPushCurrent_v2),
+        WRAPPED(cuCtxSynchronize),
+    };
+    for (size_t i = 0; i < sizeof wrapped / sizeof wrapped[0]; i++)
+        if (strcmp(symbol, wrapped[i].symbol) == 0)
+            return wrapped[i].function;
+    return lookup(symbol, nvml);
+}
+
+/* Driver up, primary context current, door counted, engine started. */
+static CUcontext harness_start(const struct spill_settings *settings)
+{
+    CUdevice device;
+    CUcontext ctx;
+    CHECK(lookup("cuInit", false) != NULL);
+    spill_driver_fill(lookup);
+    real = *spill_driver();
+    spill_driver_fill(counted);
+    CHECK(((CUresult(*)(unsigned))lookup("cuInit", false))(0) == CUDA_SUCCESS && real.cuDeviceGet(&device, 0) == CUDA_SUCCESS);
+    CHECK(real.cuDevicePrimaryCtxRetain(&ctx, device) == CUDA_SUCCESS);
+    CHECK(((CUresult(*)(CUcontext))lookup("cuCtxSetCurrent", false))(ctx) == CUDA_SUCCESS);
+    spill_engine_start(settings);
+    return ctx;
+}
+
+/* ---- checks ---- */
+
+static size_t free_vram(void)
+{
+    size_t free_now = 0, total;
+    CHECK(real.cuMemGetInfo_v2(&free_now, &total) == CUDA_SUCCESS);
+    return free_now;
+}
+
+/* Nothing is held: by the device, by the budget, by the counters, in the tables. */
+static inline void check_empty(size_t free_at_start)
+{
+    struct spill_ledger_slot *own = spill_budget_ledger()->own;
+    CHECK(own != NULL);
+    CHECK(free_vram() == free_at_start);
+    CHECK(own->ram_asked == 0 && own->ram_pinned == 0);
+    CHECK(own->device[0].vram == 0 && own->device[0].ram == 0);
+    CHECK(spill_stats()->managed_bytes == 0 && spill_stats()->spilled_bytes == 0 && spill_stats()->vram_bytes == 0);
+}
+
+/* What stands at address `p`, a multiple of 8. */
+static uint64_t word_of(CUdeviceptr p, unsigned salt) { return (p ^ ((uint64_t)salt << 40)) * 0x9e3779b97f4a7c15ull; }
+
+/* Write [p, p + size) of a region, tier by tier; and compare it. */
+static inline void write_bytes(CUdeviceptr p, size_t size, unsigned salt)
+{
+    uint64_t *sent = malloc(size);
+    CHECK(sent);
+    for (size_t i = 0; i < size / 8; i++)
+        sent[i] = word_of(p + i * 8, salt);
+    for (uint64_t at = 0, n; at < size; at += n) {
+        enum spill_tier tier;
+        n = spill_region_run(spill_region_find(p + at), p + at, size - at, &tier);
+        CHECK(real.cuMemcpyHtoD_v2(p + at, (char *)sent + at, n) == CUDA_SUCCESS);
+    }
+    free(sent);
+}
+
+static inline void read_bytes(CUdeviceptr p, size_t size, unsigned salt)
+{
+    uint64_t *got = calloc(1, size);
+    CHECK(got);
+    for (uint64_t at = 0, n; at < size; at += n) {
+        enum spill_tier tier;
+        n = spill_region_run(spill_region_find(p + at), p + at, size - at, &tier);
+        CHECK(real.cuMemcpyDtoH_v2((char *)got + at, p + at, n) == CUDA_SUCCESS);
+    }
+    for (size_t i = 0; i < size / 8; i++)
+        if (got[i] != word_of(p + i * 8, salt)) {
+            printf("offset %zu of 0x%llx holds %llx instead of %llx\n", i * 8, p, (unsigned long long)got[i],
+                   (unsigned long long)word_of(p + i * 8, salt));
+            CHECK(!"every byte is as it was written");
+        }
+    free(got);
+}

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Moves by the tiering engine alone, on the simulated driver: orders in both directions, re-cutting, refusals; then every driver call
+ * of a move fails, one after another and in pairs. Built and run by tests/integration/test_tiering_moves.py.
+ *
+ *   moves PROC_ROOT [pairs]     pairs: every pair of calls too
+ * Prints one line per scenario; exit 0 only if no byte changed, nothing leaked, and a hole was never left where bytes can be read. */
+#include "harness.h"
+
+#define SIZE (24 * MIB)
+
+static CUcontext ctx;
+static size_t start;
+
+static struct spill_region *region_of(CUdeviceptr p)
+{
+    struct spill_region *region = spill_region_find(p);
+    CHECK(region != NULL);
+    return region;
+}
+
+static CUdeviceptr allocated(size_t size, unsigned salt)
+{
+    CUdeviceptr p;
+    CHECK(spill_alloc(size, &p) == CUDA_SUCCESS);
+    write_bytes(p, size, salt);
+    return p;
+}
+
+static void freed(CUdeviceptr p) { CHECK(spill_free(region_of(p)) == CUDA_SUCCESS); }
+
+/* What the chunks say, what the counters say and what the driver says are the same. */
+static void check_sums(void)
+{
+    uint64_t ram = 0, vram = 0;
+    for (uint32_t i = 0; spill_region_slot(i); i++) {
+        const struct spill_region *region = spill_region_slot(i);
+        uint64_t own = 0, all_of_it = 0;
+        for (uint32_t c = 0; region->live && c < region->chunk_count; c++) {
+            CHECK(region->chunks[c].start == all_of_it >> SPILL_GRANULE_SHIFT);
+            all_of_it += spill_chunk_bytes(&region->chunks[c]);
+            own += region->chunks[c].tier == SPILL_RAM ? spill_chunk_bytes(&region->chunks[c]) : 0;
+        }
+        if (!region->live)
+            continue;
+        CHECK(all_of_it == region->mapped && own == region->ram_bytes);
+        ram += own;
+        vram += all_of_it - own;
+    }
+    struct spill_ledger_slot *own = spill_budget_ledger()->own;
+    CHECK(own->ram_asked == ram && own->ram_pinned == ram && own->device[0].ram == ram && own->device[0].vram == vram);
+    CHECK(spill_stats()->spilled_bytes == ram && spill_stats()->vram_bytes == vram);
+    CHECK(free_vram() == start - vram);
+}
+
+static void orders(void)
+{
+    snprintf(scenario, sizeof scenario, "orders");
+    CUdeviceptr a = allocated(SIZE, 1), b = allocated(SIZE, 2), c = allocated(40 * MIB, 3); /* c is spilled in part: 64 MiB less headroom */
+    CHECK(region_of(c)->ram_bytes > 0);
+    uint64_t spilled = region_of(c)->ram_bytes;
+    check_sums();
+
+    struct spill_order_result r = spill_order_demote(UINT64_MAX, 100);
+    CHECK(r.reason == SPILL_REASON_NONE && r.moved == 88 * MIB - spilled && r.left == 0);
+    check_sums();
+    CHECK(free_vram() == start);
+    read_bytes(a, SIZE, 1), read_bytes(b, SIZE, 2), read_bytes(c, 40 * MIB, 3);
+    r = spill_order_demote(UINT64_MAX, 100);
+    CHECK(r.reason == SPILL_REASON_NOTHING && r.moved == 0);
+
+    write_bytes(a, SIZE, 4);
+    r = spill_order_promote(16 * MIB, 100);
+    CHECK(r.reason == SPILL_REASON_NONE && r.moved == 16 * MIB && r.left == 72 * MIB);
+    check_sums();
+    r = spill_order_promote(UINT64_MAX, 100);
+    CHECK(r.reason == SPILL_REASON_VRAM && r.left > 0 && r.left == region_of(a)->ram_bytes + region_of(b)->ram_bytes + region_of(c)->ram_bytes);
+    CHECK(free_vram() >= start / 8 && free_vram() < start / 8 + 8 * MIB); /* down to the headroom */
+    check_sums();
+    read_bytes(a, SIZE, 4), read_bytes(b, SIZE, 2), read_bytes(c, 40 * MIB, 3);
+
+    spill_region_pin(region_of(a), "test");
+    uint64_t of_a = region_of(a)->mapped - region_of(a)->ram_bytes;
+    r = spill_order_demote(UINT64_MAX, 100);
+    CHECK(r.reason == SPILL_REASON_PINNED && r.left == of_a && region_of(a)->mapped - region_of(a)->ram_bytes == of_a);
+    check_sums();
+    freed(a), freed(b), freed(c);
+    check_empty(start);
+    printf("orders\n");
+}
+
+/* One move at a time, of a span that a test names. */
+static bool once(void *arg, struct spill_want *want)
+{
+    struct spill_want *left = arg;
+    if (!left->region)
+        return false;
+    *want = *left;
+    left->region = NULL;
+    return true;
+}
+
+static enum spill_reason move(CUdeviceptr p, uint64_t offset, uint64_t bytes, enum spill_tier to, uint64_t stay, uint64_t piece)
+{
+    struct spill_want want = { region_of(p), offset, bytes, to, stay, piece };
+    struct spill_series series = { .next = once, .arg = &want, .deadline_ns = spill_now_ns() + 50000000u };
+    spill_lock();
+    enum spill_reason why = spill_move_series(&series);
+    spill_unlock();
+    return why;
+}
+
+static void recutting(void)
+{
+    snprintf(scenario, sizeof scenario, "re-cutting");
+    CUdeviceptr p = allocated(32 * MIB, 5);
+    struct spill_region *region = region_of(p);
+    CHECK(region->chunk_count == 4 && !region->ram_bytes);
+    /* The second chunk keeps 4 of its 8 MiB. */
+    CHECK(move(p, 8 * MIB, 8 * MIB, SPILL_RAM, 4 * MIB, 2 * MIB) == SPILL_REASON_NONE);
+    CHECK(region->chunk_count == 6 && region->ram_bytes == 4 * MIB);
+    CHECK(region->chunks[1].tier == SPILL_VRAM && region->chunks[1].length == 2 && region->chunks[2].tier == SPILL_RAM && region->chunks[2].length == 1);
+    check_sums();
+    read_bytes(p, 32 * MIB, 5);
+    /* Two chunks of 2 MiB come back as one. */
+    CHECK(move(p, 12 * MIB, 4 * MIB, SPILL_VRAM, 0, 8 * MIB) == SPILL_REASON_NONE);
+    CHECK(region->chunk_count == 5 && region->chunks[2].length == 2 && !region->ram_bytes);
+    check_sums();
+    read_bytes(p, 32 * MIB, 5);
+    freed(p);
+    check_empty(start);
+    printf("re-cutting\n");
+}
+
+static void refusals(void)
+{
+    snprintf(scenario, sizeof scenario, "refusals");
+    CUdeviceptr p = allocated(SIZE, 6);
+    struct spill_move_stats before = *spill_move_stats();
+    spill_capture_begin(NULL, false);
+    struct spill_order_result r = spill_order_demote(UINT64_MAX, 5);
+    spill_capture_end(NULL, false);
+    CHECK(r.reason == SPILL_REASON_CAPTURE && r.left == SIZE && spill_move_stats()->refused_capture > before.refused_capture);
+    fail_with = CUDA_ERROR_NOT_READY, calls = 0;
+    spill_context_ends(ctx, true);
+    r = spill_order_demote(UINT64_MAX, 5);
+    spill_context_ends(ctx, false);
+    CHECK(r.reason == SPILL_REASON_PINNED && r.left == SIZE);
+    CHECK(spill_move_stats()->safepoints == before.safepoints);
+    read_bytes(p, SIZE, 6);
+    freed(p);
+    check_empty(start);
+    printf("refusals\n");
+}
+
+/* A move with call `first`, and call `second` after it, failing; true if so many were made. */
+static bool faulty(enum spill_tier to, uint64_t stay, long first, long second)
+{
+    CUdeviceptr p = allocated(SIZE, 7);
+    snprintf(scenario, sizeof scenario, "move to %s, stay %llu, calls %ld and %ld fail", to == SPILL_RAM ? "RAM" : "VRAM",
+             (unsigned long long)stay, first, second);
+    if (to == SPILL_VRAM)
+        CHECK(move(p, 8 * MIB, 16 * MIB, SPILL_RAM, 0, 2 * MIB) == SPILL_REASON_NONE);
+    uint64_t ram = region_of(p)->ram_bytes, poisoned = spill_move_stats()->poisoned;
+    calls = 0, fail_at = first, fail_at_too = second, fail_with = CUDA_ERROR_UNKNOWN;
+    enum spill_reason why = move(p, 8 * MIB, 16 * MIB, to, stay, 4 * MIB);
+    bool reached = calls >= (second ? second : first);
+    fail_at = fail_at_too = 0;
+    CHECK(!region_of(p)->poisoned && spill_move_stats()->poisoned == poisoned); /* two failures are put right */
+    if (why != SPILL_REASON_NONE)
+        CHECK(region_of(p)->ram_bytes == ram);
+    read_bytes(p, SIZE, 7);
+    freed(p);
+    check_empty(start);
+    return reached;
+}
+
+static void sweep(enum spill_tier to, uint64_t stay, bool pairs)
+{
+    long singles = 1, doubles = 0;
+    for (; faulty(to, stay, singles, 0); singles++)
+        ;
+    for (long first = 1; pairs && first < singles; first++)
+        for (long second = first + 1; faulty(to, stay, first, second); second++)
+            doubles++;
+    printf("move to %s, stay %llu: %ld driver calls, %ld pairs\n", to == SPILL_RAM ? "RAM" : "VRAM", (unsigned long long)stay, singles - 1,
+           doubles);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2)
+        return printf("usage: moves PROC_ROOT [pairs] (and a libcuda.so.1)\n"), 2;
+    const struct spill_settings settings = harness_settings(argv[1]);
+    write_meminfo(argv[1], 8 << 20);
+    ctx = harness_start(&settings);
+    spill_context_known(ctx);
+    start = free_vram();
+    spill_budget_ledger();
+    orders();
+    recutting();
+    refusals();
+    for (int i = 0; i < 3; i++)
+        sweep(i < 2 ? SPILL_RAM : SPILL_VRAM, i == 1 ? 4 * MIB : 0, argc > 2);
+    printf("ok\n");
+    return 0;
+}
