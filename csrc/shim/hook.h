@@ -6,6 +6,7 @@
 
 #include "shim/driver.h"
 #include "shim/process.h"
+#include "tiering/gate.h"
 #include "tiering/tiering.h"
 
 /* The program got our symbol by linking, but the driver it runs on has no such entry. */
@@ -14,6 +15,17 @@
         if (!spill_driver()->symbol)      \
             return SPILL_MISSING;         \
     } while (0)
+
+/* The same for an entry that submits work which may touch managed memory, or that keeps its operands: the rest of the hook is
+ * inside the gate, so that nothing is moved between what it looks up and what the driver does with it. */
+static inline void spill_gate_cleanup(const char *entered)
+{
+    (void)entered;
+    spill_gate_leave();
+}
+#define SPILL_GATED(symbol) \
+    SPILL_NEEDS(symbol);    \
+    __attribute__((cleanup(spill_gate_cleanup))) const char gated_ = (spill_gate_enter(), 0)
 
 /* CUDA_SUCCESS if an allocation or free is legal for this thread now; else the driver's error. hook_alloc.c */
 CUresult spill_capture_verdict(void);
@@ -43,6 +55,36 @@ bool spill_synchronous(CUdeviceptr a, CUdeviceptr b);
 
 /* After a synchronous form on a region that asked for it: wait, as the driver would have. */
 CUresult spill_sync_memops(bool per_thread);
+
+/* ---- pins (hook_graph.c) ---- */
+
+/* Pin the region of an operand, where it is in one. */
+void spill_pin_operand(CUdeviceptr p);
+void spill_pin_copies(const CUdeviceptr *dsts, const CUdeviceptr *srcs, size_t count);
+void spill_pin_mem_ops(const CUstreamBatchMemOpParams *ops, size_t count);
+void spill_pin_fabric(const CUDA_FABRIC_COPY_BATCH_OP *ops, size_t count);
+/* True where `stream` is being captured. While nothing is: one load. Else one driver call. */
+bool spill_stream_captured(CUstream stream, bool ptsz);
+static inline bool spill_captured(CUstream stream, bool ptsz)
+{
+    return __builtin_expect(spill_capturing(), 0) && spill_stream_captured(stream, ptsz);
+}
+/* In the hook of a copy: a captured one becomes a node, which keeps its operands. */
+static inline void spill_pin_captured(CUstream stream, bool ptsz, CUdeviceptr a, CUdeviceptr b)
+{
+    if (spill_captured(stream, ptsz))
+        spill_pin_copies(&a, &b, 1);
+}
+
+static inline bool spill_device_space(CUmemorytype type)
+{
+    return type == CU_MEMORYTYPE_DEVICE || type == CU_MEMORYTYPE_UNIFIED;
+}
+/* Address of the first byte of a side (src or dst) of a three-dimensional copy; 0: not device memory. */
+#define SPILL_START_3D(c, side)                                                                              \
+    (spill_device_space((c)->side##MemoryType)                                                               \
+         ? (c)->side##Device + ((c)->side##Z * (c)->side##Height + (c)->side##Y) * (c)->side##Pitch + (c)->side##XInBytes \
+         : 0)
 
 /* Run `CALL` (an expression that uses split.at and split.bytes) for each piece, then return: `DONE` after the last. */
 #define SPILL_PIECES_THEN(A, B, BYTES, DONE, CALL)                                                 \

@@ -11,23 +11,25 @@
 #define SYNC_PAIR(symbol, params, a, b, count, args)                                             \
     SPILL_EXPORT CUresult CUDAAPI symbol params                                                  \
     {                                                                                            \
-        SPILL_NEEDS(symbol);                                                                     \
+        SPILL_GATED(symbol);                                                                     \
         SPILL_PIECES_SYNC(a, b, count, false, spill_driver()->symbol args);                      \
     }                                                                                            \
     SPILL_EXPORT CUresult CUDAAPI symbol##_ptds params                                           \
     {                                                                                            \
-        SPILL_NEEDS(symbol##_ptds);                                                              \
+        SPILL_GATED(symbol##_ptds);                                                              \
         SPILL_PIECES_SYNC(a, b, count, true, spill_driver()->symbol##_ptds args);                \
     }
 #define ASYNC_PAIR(symbol, params, a, b, count, args)                  \
     SPILL_EXPORT CUresult CUDAAPI symbol params                        \
     {                                                                  \
-        SPILL_NEEDS(symbol);                                           \
+        SPILL_GATED(symbol);                                           \
+        spill_pin_captured(hStream, false, a, b);                      \
         SPILL_PIECES(a, b, count, spill_driver()->symbol args);        \
     }                                                                  \
     SPILL_EXPORT CUresult CUDAAPI symbol##_ptsz params                 \
     {                                                                  \
-        SPILL_NEEDS(symbol##_ptsz);                                    \
+        SPILL_GATED(symbol##_ptsz);                                    \
+        spill_pin_captured(hStream, true, a, b);                       \
         SPILL_PIECES(a, b, count, spill_driver()->symbol##_ptsz args); \
     }
 #define AT(p) ((p) + split.at)
@@ -132,13 +134,15 @@ static size_t original_index(const struct batch *b, size_t count, size_t piece)
     return i;
 }
 
-#define BATCH(symbol, FAIL_PARAM, FAIL_ARG, ON_FAIL)                                                                       \
+#define BATCH(symbol, ptsz, FAIL_PARAM, FAIL_ARG, ON_FAIL)                                                                       \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,                \
                                          CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs FAIL_PARAM,         \
                                          CUstream hStream)                                                                 \
     {                                                                                                                      \
         struct batch b;                                                                                                    \
-        SPILL_NEEDS(symbol);                                                                                               \
+        SPILL_GATED(symbol);                                                                                               \
+        if (spill_captured(hStream, ptsz))                                                                                 \
+            spill_pin_copies(dsts, srcs, count);                                                                           \
         CUresult r = batch_cut(dsts, srcs, sizes, count, attrsIdxs, numAttrs, &b);                                         \
         if (r != CUDA_SUCCESS)                                                                                             \
             return r;                                                                                                      \
@@ -154,7 +158,7 @@ static size_t original_index(const struct batch *b, size_t count, size_t piece)
     if (r != CUDA_SUCCESS && failIdx && *failIdx != SIZE_MAX)    \
         *failIdx = original_index(&b, count, *failIdx);
 
-BATCH(cuMemcpyBatchAsync, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
-BATCH(cuMemcpyBatchAsync_ptsz, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
-BATCH(cuMemcpyBatchAsync_v2, , , )
-BATCH(cuMemcpyBatchAsync_v2_ptsz, , , )
+BATCH(cuMemcpyBatchAsync, false, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
+BATCH(cuMemcpyBatchAsync_ptsz, true, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
+BATCH(cuMemcpyBatchAsync_v2, false, , , )
+BATCH(cuMemcpyBatchAsync_v2_ptsz, true, , , )

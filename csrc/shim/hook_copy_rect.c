@@ -103,11 +103,6 @@ static CUresult finish(CUresult r, const struct side *a, const struct side *b, b
     return r == CUDA_SUCCESS && sync && spill_synchronous(a->start, b->start) ? spill_sync_memops(per_thread) : r;
 }
 
-static bool in_device_space(CUmemorytype type)
-{
-    return type == CU_MEMORYTYPE_DEVICE || type == CU_MEMORYTYPE_UNIFIED;
-}
-
 /* ---- cuMemcpy2D ---- */
 
 struct call_2d {
@@ -115,7 +110,7 @@ struct call_2d {
     CUresult(CUDAAPI *sync)(const CUDA_MEMCPY2D *);
     CUresult(CUDAAPI *async)(const CUDA_MEMCPY2D *, CUstream);
     CUstream stream;
-    bool per_thread; /* the synchronous form's default stream */
+    bool per_thread; /* the default stream is the thread's own */
 };
 
 static CUresult part_2d(void *arg, size_t x, size_t y, size_t z, struct box b)
@@ -136,10 +131,12 @@ static CUresult copy_2d(struct call_2d call)
 {
     const CUDA_MEMCPY2D *c = &call.copy;
     struct side src = { 0 }, dst = { 0 };
-    if (in_device_space(c->srcMemoryType))
+    if (spill_device_space(c->srcMemoryType))
         src = (struct side){ c->srcDevice + c->srcY * c->srcPitch + c->srcXInBytes, c->srcPitch, 0 };
-    if (in_device_space(c->dstMemoryType))
+    if (spill_device_space(c->dstMemoryType))
         dst = (struct side){ c->dstDevice + c->dstY * c->dstPitch + c->dstXInBytes, c->dstPitch, 0 };
+    if (call.async)
+        spill_pin_captured(call.stream, call.per_thread, dst.start, src.start);
     return finish(walk(dst, src, (struct box){ c->WidthInBytes, c->Height, 1 }, &call, part_2d), &src, &dst, !call.async,
                   call.per_thread);
 }
@@ -147,26 +144,26 @@ static CUresult copy_2d(struct call_2d call)
 #define SYNC_2D(symbol, is_ptds)                                                                                       \
     SPILL_EXPORT CUresult CUDAAPI symbol(const CUDA_MEMCPY2D *pCopy)                                                   \
     {                                                                                                                  \
-        SPILL_NEEDS(symbol);                                                                                           \
+        SPILL_GATED(symbol);                                                                                           \
         if (!pCopy)                                                                                                    \
             return spill_driver()->symbol(pCopy);                                                                      \
         return copy_2d((struct call_2d){ .copy = *pCopy, .sync = spill_driver()->symbol, .per_thread = is_ptds });     \
     }
-#define ASYNC_2D(symbol)                                                                                               \
+#define ASYNC_2D(symbol, ptsz)                                                                                         \
     SPILL_EXPORT CUresult CUDAAPI symbol(const CUDA_MEMCPY2D *pCopy, CUstream hStream)                                 \
     {                                                                                                                  \
-        SPILL_NEEDS(symbol);                                                                                           \
+        SPILL_GATED(symbol);                                                                                           \
         if (!pCopy)                                                                                                    \
             return spill_driver()->symbol(pCopy, hStream);                                                             \
-        return copy_2d((struct call_2d){ .copy = *pCopy, .async = spill_driver()->symbol, .stream = hStream });        \
+        return copy_2d((struct call_2d){ *pCopy, NULL, spill_driver()->symbol, hStream, ptsz });                       \
     }
 
 SYNC_2D(cuMemcpy2D_v2, false)
 SYNC_2D(cuMemcpy2D_v2_ptds, true)
 SYNC_2D(cuMemcpy2DUnaligned_v2, false)
 SYNC_2D(cuMemcpy2DUnaligned_v2_ptds, true)
-ASYNC_2D(cuMemcpy2DAsync_v2)
-ASYNC_2D(cuMemcpy2DAsync_v2_ptsz)
+ASYNC_2D(cuMemcpy2DAsync_v2, false)
+ASYNC_2D(cuMemcpy2DAsync_v2_ptsz, true)
 
 /* ---- cuMemcpy3D and cuMemcpy3DPeer: two structs with the same fields ---- */
 
@@ -196,13 +193,10 @@ ASYNC_2D(cuMemcpy2DAsync_v2_ptsz)
     static CUresult copy_##name(struct call_##name call)                                                                     \
     {                                                                                                                        \
         const STRUCT *c = &call.copy;                                                                                        \
-        struct side src = { 0 }, dst = { 0 };                                                                                \
-        if (in_device_space(c->srcMemoryType))                                                                               \
-            src = (struct side){ c->srcDevice + (c->srcZ * c->srcHeight + c->srcY) * c->srcPitch + c->srcXInBytes,           \
-                                 c->srcPitch, times(c->srcPitch, c->srcHeight) };                                            \
-        if (in_device_space(c->dstMemoryType))                                                                               \
-            dst = (struct side){ c->dstDevice + (c->dstZ * c->dstHeight + c->dstY) * c->dstPitch + c->dstXInBytes,           \
-                                 c->dstPitch, times(c->dstPitch, c->dstHeight) };                                            \
+        struct side src = { SPILL_START_3D(c, src), c->srcPitch, times(c->srcPitch, c->srcHeight) };                         \
+        struct side dst = { SPILL_START_3D(c, dst), c->dstPitch, times(c->dstPitch, c->dstHeight) };                         \
+        if (call.async)                                                                                                      \
+            spill_pin_captured(call.stream, call.per_thread, dst.start, src.start);                                          \
         return finish(walk(dst, src, (struct box){ c->WidthInBytes, c->Height, c->Depth }, &call, part_##name), &src, &dst,  \
                       !call.async, call.per_thread);                                                                         \
     }
@@ -212,28 +206,28 @@ DEFINE_3D(CUDA_MEMCPY3D_PEER, peer)
 #define SYNC_3D(symbol, STRUCT, name, is_ptds)                                                                           \
     SPILL_EXPORT CUresult CUDAAPI symbol(const STRUCT *pCopy)                                                            \
     {                                                                                                                    \
-        SPILL_NEEDS(symbol);                                                                                             \
+        SPILL_GATED(symbol);                                                                                             \
         if (!pCopy)                                                                                                      \
             return spill_driver()->symbol(pCopy);                                                                        \
         return copy_##name((struct call_##name){ .copy = *pCopy, .sync = spill_driver()->symbol, .per_thread = is_ptds }); \
     }
-#define ASYNC_3D(symbol, STRUCT, name)                                                                                  \
+#define ASYNC_3D(symbol, STRUCT, name, ptsz)                                                                            \
     SPILL_EXPORT CUresult CUDAAPI symbol(const STRUCT *pCopy, CUstream hStream)                                         \
     {                                                                                                                   \
-        SPILL_NEEDS(symbol);                                                                                            \
+        SPILL_GATED(symbol);                                                                                            \
         if (!pCopy)                                                                                                     \
             return spill_driver()->symbol(pCopy, hStream);                                                              \
-        return copy_##name((struct call_##name){ .copy = *pCopy, .async = spill_driver()->symbol, .stream = hStream }); \
+        return copy_##name((struct call_##name){ *pCopy, NULL, spill_driver()->symbol, hStream, ptsz });                \
     }
 
 SYNC_3D(cuMemcpy3D_v2, CUDA_MEMCPY3D, 3d, false)
 SYNC_3D(cuMemcpy3D_v2_ptds, CUDA_MEMCPY3D, 3d, true)
-ASYNC_3D(cuMemcpy3DAsync_v2, CUDA_MEMCPY3D, 3d)
-ASYNC_3D(cuMemcpy3DAsync_v2_ptsz, CUDA_MEMCPY3D, 3d)
+ASYNC_3D(cuMemcpy3DAsync_v2, CUDA_MEMCPY3D, 3d, false)
+ASYNC_3D(cuMemcpy3DAsync_v2_ptsz, CUDA_MEMCPY3D, 3d, true)
 SYNC_3D(cuMemcpy3DPeer, CUDA_MEMCPY3D_PEER, peer, false)
 SYNC_3D(cuMemcpy3DPeer_ptds, CUDA_MEMCPY3D_PEER, peer, true)
-ASYNC_3D(cuMemcpy3DPeerAsync, CUDA_MEMCPY3D_PEER, peer)
-ASYNC_3D(cuMemcpy3DPeerAsync_ptsz, CUDA_MEMCPY3D_PEER, peer)
+ASYNC_3D(cuMemcpy3DPeerAsync, CUDA_MEMCPY3D_PEER, peer, false)
+ASYNC_3D(cuMemcpy3DPeerAsync_ptsz, CUDA_MEMCPY3D_PEER, peer, true)
 
 /* ---- batches of boxes ---- */
 
@@ -343,13 +337,26 @@ static CUresult cut_ops(const CUDA_MEMCPY3D_BATCH_OP *ops, size_t count, struct 
     return r;
 }
 
+static void pin_captured(CUstream stream, bool ptsz, const CUDA_MEMCPY3D_BATCH_OP *ops, size_t count)
+{
+    if (!ops || !spill_captured(stream, ptsz))
+        return;
+    for (size_t i = 0; i < count; i++) {
+        if (ops[i].src.type == CU_MEMCPY_OPERAND_TYPE_POINTER)
+            spill_pin_operand(ops[i].src.op.ptr.ptr);
+        if (ops[i].dst.type == CU_MEMCPY_OPERAND_TYPE_POINTER)
+            spill_pin_operand(ops[i].dst.op.ptr.ptr);
+    }
+}
+
 #define COMMA ,
-#define BATCH_3D(symbol, FAIL_PARAM, FAIL_ARG, ON_FAIL)                                                     \
+#define BATCH_3D(symbol, ptsz, FAIL_PARAM, FAIL_ARG, ON_FAIL)                                               \
     SPILL_EXPORT CUresult CUDAAPI symbol(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList FAIL_PARAM,          \
                                          unsigned long long flags, CUstream hStream)                        \
     {                                                                                                       \
         struct op_list list;                                                                                \
-        SPILL_NEEDS(symbol);                                                                                \
+        SPILL_GATED(symbol);                                                                                \
+        pin_captured(hStream, ptsz, opList, numOps);                                                        \
         CUresult r = cut_ops(opList, numOps, &list);                                                        \
         if (r != CUDA_SUCCESS)                                                                              \
             return r;                                                                                       \
@@ -365,16 +372,17 @@ static CUresult cut_ops(const CUDA_MEMCPY3D_BATCH_OP *ops, size_t count, struct 
     if (r != CUDA_SUCCESS && failIdx && *failIdx < list.count)                  \
         *failIdx = list.origin[*failIdx];
 
-BATCH_3D(cuMemcpy3DBatchAsync, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
-BATCH_3D(cuMemcpy3DBatchAsync_ptsz, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
-BATCH_3D(cuMemcpy3DBatchAsync_v2, , , )
-BATCH_3D(cuMemcpy3DBatchAsync_v2_ptsz, , , )
+BATCH_3D(cuMemcpy3DBatchAsync, false, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
+BATCH_3D(cuMemcpy3DBatchAsync_ptsz, true, COMMA size_t *failIdx, COMMA failIdx, MAP_FAILED_INDEX)
+BATCH_3D(cuMemcpy3DBatchAsync_v2, false, , , )
+BATCH_3D(cuMemcpy3DBatchAsync_v2_ptsz, true, , , )
 
-#define WITH_ATTRIBUTES_3D(symbol)                                                                                  \
+#define WITH_ATTRIBUTES_3D(symbol, ptsz)                                                                            \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUDA_MEMCPY3D_BATCH_OP *op, unsigned long long flags, CUstream hStream)    \
     {                                                                                                               \
         struct op_list list;                                                                                        \
-        SPILL_NEEDS(symbol);                                                                                        \
+        SPILL_GATED(symbol);                                                                                        \
+        pin_captured(hStream, ptsz, op, 1);                                                                         \
         CUresult r = cut_ops(op, op ? 1 : 0, &list);                                                                \
         if (r != CUDA_SUCCESS)                                                                                      \
             return r;                                                                                               \
@@ -386,5 +394,5 @@ BATCH_3D(cuMemcpy3DBatchAsync_v2_ptsz, , , )
         free(list.origin);                                                                                          \
         return r;                                                                                                   \
     }
-WITH_ATTRIBUTES_3D(cuMemcpy3DWithAttributesAsync)
-WITH_ATTRIBUTES_3D(cuMemcpy3DWithAttributesAsync_ptsz)
+WITH_ATTRIBUTES_3D(cuMemcpy3DWithAttributesAsync, false)
+WITH_ATTRIBUTES_3D(cuMemcpy3DWithAttributesAsync_ptsz, true)

@@ -87,7 +87,7 @@ SPILL_EXPORT CUresult CUDAAPI cuPointerGetAttributes(unsigned int numAttributes,
 
 SPILL_EXPORT CUresult CUDAAPI cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr)
 {
-    SPILL_NEEDS(cuPointerSetAttribute);
+    SPILL_GATED(cuPointerSetAttribute);
     struct spill_region *region = region_of(ptr);
     if (!region)
         return ours_but_free(ptr) ? CUDA_ERROR_INVALID_VALUE : spill_driver()->cuPointerSetAttribute(value, attribute, ptr);
@@ -95,6 +95,8 @@ SPILL_EXPORT CUresult CUDAAPI cuPointerSetAttribute(const void *value, CUpointer
         return CUDA_ERROR_INVALID_VALUE;
     /* The driver can't set it on mapped memory; the copy hooks honour it (split.c). */
     region->sync_memops = *(const unsigned *)value != 0;
+    /* Asked for by those who let other devices at the memory (RDMA, third parties), which know its place for good. */
+    spill_region_pin(region, "an allocation with synchronous memory operations, as other devices' drivers ask for");
     return CUDA_SUCCESS;
 }
 

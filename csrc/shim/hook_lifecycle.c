@@ -50,11 +50,12 @@ SPILL_EXPORT CUresult CUDAAPI cuStreamSynchronize_ptsz(CUstream hStream)
 
 /* ---- capture ---- */
 
-/* Known before the driver begins, so that no other thread queries something into the middle of it. */
+/* Known before the driver begins, so that no other thread queries something into the middle of it; through the gate, so that
+ * the proof of idleness, which would break it, isn't under way. */
 #define BEGIN(symbol, ptsz, params, ...)                             \
     SPILL_EXPORT CUresult CUDAAPI symbol params                      \
     {                                                                \
-        SPILL_NEEDS(symbol);                                         \
+        SPILL_GATED(symbol);                                         \
         spill_capture_begin(hStream, ptsz);                          \
         CUresult r = spill_driver()->symbol(__VA_ARGS__);            \
         if (r != CUDA_SUCCESS)                                       \

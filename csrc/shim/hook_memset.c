@@ -3,10 +3,11 @@
  * ever crosses one. */
 #include "shim/hook.h"
 
-#define SET_1D(symbol, type, stream_param, stream_arg, finish)                                                     \
+#define SET_1D(symbol, type, stream_param, stream_arg, pin, finish)                                                \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUdeviceptr dstDevice, type value, size_t N stream_param)                 \
     {                                                                                                              \
-        SPILL_NEEDS(symbol);                                                                                       \
+        SPILL_GATED(symbol);                                                                                       \
+        pin;                                                                                                       \
         /* A product that overflows is the driver's to refuse. */                                                  \
         if (N > SIZE_MAX / sizeof(type) || spill_copies_pass())                                                    \
             return spill_driver()->symbol(dstDevice, value, N stream_arg);                                         \
@@ -15,11 +16,12 @@
     }
 
 /* Rows of `width` elements: as many whole rows at once as lie in one tier, a row that crosses in pieces. */
-#define SET_2D(symbol, type, stream_param, stream_arg, per_thread, sync_form)                                       \
+#define SET_2D(symbol, type, stream_param, stream_arg, pin, per_thread, sync_form)                                  \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUdeviceptr dstDevice, size_t dstPitch, type value, size_t Width,          \
                                          size_t Height stream_param)                                                \
     {                                                                                                               \
-        SPILL_NEEDS(symbol);                                                                                        \
+        SPILL_GATED(symbol);                                                                                        \
+        pin;                                                                                                        \
         size_t row = Width * sizeof(type), span, rows;                                                              \
         if (Height == 1)                                                                                            \
             dstPitch = row; /* unused then */                                                                       \
@@ -44,15 +46,16 @@
     }
 
 #define COMMA ,
+#define PIN(ptsz) spill_pin_captured(hStream, ptsz, dstDevice, 0)
 #define BOTH(bits, type)                                                                                              \
-    SET_1D(cuMemsetD##bits##_v2, type, , , split.sync ? spill_sync_memops(false) : CUDA_SUCCESS)                      \
-    SET_1D(cuMemsetD##bits##_v2_ptds, type, , , split.sync ? spill_sync_memops(true) : CUDA_SUCCESS)                  \
-    SET_1D(cuMemsetD##bits##Async, type, COMMA CUstream hStream, COMMA hStream, CUDA_SUCCESS)                         \
-    SET_1D(cuMemsetD##bits##Async_ptsz, type, COMMA CUstream hStream, COMMA hStream, CUDA_SUCCESS)                    \
-    SET_2D(cuMemsetD2D##bits##_v2, type, , , false, true)                                                             \
-    SET_2D(cuMemsetD2D##bits##_v2_ptds, type, , , true, true)                                                         \
-    SET_2D(cuMemsetD2D##bits##Async, type, COMMA CUstream hStream, COMMA hStream, false, false)                       \
-    SET_2D(cuMemsetD2D##bits##Async_ptsz, type, COMMA CUstream hStream, COMMA hStream, true, false)
+    SET_1D(cuMemsetD##bits##_v2, type, , , , split.sync ? spill_sync_memops(false) : CUDA_SUCCESS)                    \
+    SET_1D(cuMemsetD##bits##_v2_ptds, type, , , , split.sync ? spill_sync_memops(true) : CUDA_SUCCESS)                \
+    SET_1D(cuMemsetD##bits##Async, type, COMMA CUstream hStream, COMMA hStream, PIN(false), CUDA_SUCCESS)             \
+    SET_1D(cuMemsetD##bits##Async_ptsz, type, COMMA CUstream hStream, COMMA hStream, PIN(true), CUDA_SUCCESS)         \
+    SET_2D(cuMemsetD2D##bits##_v2, type, , , , false, true)                                                           \
+    SET_2D(cuMemsetD2D##bits##_v2_ptds, type, , , , true, true)                                                       \
+    SET_2D(cuMemsetD2D##bits##Async, type, COMMA CUstream hStream, COMMA hStream, PIN(false), false, false)           \
+    SET_2D(cuMemsetD2D##bits##Async_ptsz, type, COMMA CUstream hStream, COMMA hStream, PIN(true), true, false)
 
 BOTH(8, unsigned char)
 BOTH(16, unsigned short)

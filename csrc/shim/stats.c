@@ -162,6 +162,7 @@ static void put_object(struct text *t, const struct spill_stats *s, bool engine)
     put(t, ", \"vram_peak\": %llu, \"ram_peak\": %llu, \"oom\": %llu, \"vram_total\": %llu",
         (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
         d ? (unsigned long long)d->limit : 0ull);
+    put(t, ", \"pins\": {\"count\": %llu, \"bytes\": %llu}", (unsigned long long)s->pins_count, (unsigned long long)s->pins_bytes);
     put(t, ", \"spill_share\": ");
     put_fraction(t, share);
     put(t, ", \"ceiling\": ");

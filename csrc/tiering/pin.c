@@ -8,8 +8,11 @@
 void spill_region_pin(struct spill_region *region, const char *why)
 {
     const char *none = NULL;
-    if (atomic_compare_exchange_strong(&region->pinned, &none, why))
-        spill_log(SPILL_LOG_DEBUG, "region base=0x%llx pinned: %s", region->base, why);
+    if (!atomic_compare_exchange_strong(&region->pinned, &none, why))
+        return;
+    spill_count(&spill_stats()->pins_count, 1);
+    spill_count(&spill_stats()->pins_bytes, (int64_t)region->mapped);
+    spill_log(SPILL_LOG_DEBUG, "region base=0x%llx pinned: %s", region->base, why);
 }
 
 bool spill_region_pinned(const struct spill_region *region)

@@ -117,6 +117,7 @@ struct spill_stats {
     uint64_t vram_bytes, vram_peak;
     uint64_t share_ram, share_all; /* bytes in RAM and in all when the bytes in RAM peaked */
     uint64_t oom_count;
+    uint64_t pins_count, pins_bytes; /* regions that were ever pinned */
 };
 
 static inline void spill_count(uint64_t *counter, int64_t change)

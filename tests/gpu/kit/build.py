@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 NATIVE_PARTS = ("libspillshim.so", "spillshim-probe", "sim/libcuda.so.1", "sim/libnvidia-ml.so.1", "sim/libcudart.so.13")
-HEADERS_NEEDED = 13030  # csrc/shim/hooks.def names entries of that version
+HEADERS_NEEDED = 13050  # csrc/shim/hooks.def names entries of that version
 COMPILE_LIMIT = 120  # seconds
 BUILD_LIMIT = 400
 
