@@ -14,6 +14,7 @@ static atomic_int nvml_state;
 static void fill_cuda(void *(*lookup)(const char *, bool))
 {
 #define HOOK(symbol, name, version, flags, pfn) door.symbol = (pfn)lookup(#symbol, false);
+#define HOOK_BY_NAME(symbol, pfn) door.symbol = (pfn)lookup(#symbol, false);
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) door.symbol = (pfn)lookup(#symbol, false);
 #include "shim/driver.def"

@@ -15,8 +15,11 @@
 #include <nvml.h>
 #include <stdbool.h>
 
+#include "shim/interop.h"
+
 struct spill_driver {
 #define HOOK(symbol, name, version, flags, pfn) pfn symbol;
+#define HOOK_BY_NAME(symbol, pfn) pfn symbol;
 #define HOOK_NVML(symbol) __typeof__(&symbol) symbol;
 #include "shim/hooks.def"
 #define DRIVER(symbol, pfn) pfn symbol;

@@ -43,7 +43,8 @@ static CUresult overflow(CUmemGenericAllocationHandle *handle, size_t size, cons
                          unsigned long long flags)
 {
     int device = prop->location.id;
-    if (!spill_settings()->spill)
+    spill_look();
+    if (!spill_settings()->spill || spill_aside())
         return spill_answer_oom();
     if (spill_backend(device)->backend > SPILL_BACKEND_HOST || spill_soft_oom(size))
         return spill_answer_oom();

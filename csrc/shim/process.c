@@ -8,6 +8,7 @@
 
 #include "link/ledger.h"
 #include "shim/config.h"
+#include "shim/freeze.h"
 #include "shim/log.h"
 
 static struct spill_settings settings;
@@ -101,6 +102,7 @@ static void start(void)
         .host_limit = host_limit,
         .ram_reserve = ram_reserve,
         .probe = spill_probe_run,
+        .look = spill_freeze_look,
     };
     spill_config_complain();
     spill_engine_start(&settings);
@@ -137,10 +139,10 @@ __attribute__((destructor)) static void at_exit(void)
     /* A program that never used CUDA must not even pay for reading the environment table. */
     if (!mine && (started || !getenv("SPILLSHIM_OBSERVE")))
         return;
-    if (mine)
-        spill_exit_ends();
     if (!spill_config()->disable)
         spill_stats_report(mine);
-    if (mine)
+    if (mine) {
+        spill_exit_ends();
         spill_budget_leave(false);
+    }
 }

@@ -40,7 +40,7 @@ struct link_map *spill_own_object(void);
 
 struct spill_hook {
     const char *symbol; /* the exported ELF symbol, which is also our function's */
-    const char *name;   /* what cuGetProcAddress is asked for; NULL: NVML */
+    const char *name;   /* what cuGetProcAddress is asked for; NULL: not handed out by it */
     int version;        /* CUDA version that introduced this ABI */
     int flags;          /* 0: legacy default stream, 2: per-thread default stream */
     enum spill_lib lib;

@@ -8,8 +8,14 @@
 #define TYPED(symbol, pfn) \
     __builtin_choose_expr(__builtin_types_compatible_p(pfn, __typeof__(&symbol)), (void *)symbol, (void)0)
 
+/* The bodies of these are in trigger.S. Where a header declares one otherwise than its row says, this does not compile. */
+#define TRIGGER(symbol, name, version, flags, pfn, why) extern __typeof__(*(pfn)0) symbol;
+#define HOOK_BY_NAME(symbol, pfn) extern __typeof__(*(pfn)0) symbol;
+#include "shim/hooks.def"
+
 const struct spill_hook spill_hooks[] = {
 #define HOOK(symbol, name, version, flags, pfn) { #symbol, name, version, flags, SPILL_LIB_CUDA, TYPED(symbol, pfn) },
+#define HOOK_BY_NAME(symbol, pfn) { #symbol, NULL, 0, 0, SPILL_LIB_CUDA, TYPED(symbol, pfn) },
 #define HOOK_NVML(symbol) { #symbol, NULL, 0, 0, SPILL_LIB_NVML, (void *)symbol },
 #include "shim/hooks.def"
 };

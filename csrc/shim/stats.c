@@ -170,6 +170,8 @@ static void put_object(struct text *t, const struct spill_stats *s, bool engine)
         put_fraction(t, top);
     else
         put(t, "null");
+    put(t, ", \"state\": \"%s\", \"state_why\": ", spill_state_name(spill_state_now()));
+    put_string(t, spill_state_why());
     put(t, ", ");
     put_paths(t);
     put(t, "}\n");

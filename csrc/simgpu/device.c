@@ -230,7 +230,7 @@ static const struct answer answers[] = {
 static int first_unknown(int driver)
 {
     if (driver < 12020)
-        return 134;
+        return CU_DEVICE_ATTRIBUTE_MPS_ENABLED;
     if (driver < 12090)
         return CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
     if (driver < 13000)
@@ -244,6 +244,7 @@ int sim_device_attribute(CUdevice dev, CUdevice_attribute attribute)
     switch (attribute) {
     case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: return SIM_BUS(dev);
     case CU_DEVICE_ATTRIBUTE_MULTI_GPU_BOARD_GROUP_ID: return dev;
+    case CU_DEVICE_ATTRIBUTE_MPS_ENABLED: return c->mps;
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: /* kHz; bandwidth = 2 * clock * width / 8, as tools derive it */
         return (int)(c->hbm / 1000 / (2 * SIM_BUS_WIDTH / 8));
     case CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:

@@ -18,7 +18,13 @@ static const struct spill_settings *settings;
 static struct spill_stats stats;
 static pthread_mutex_t engine = PTHREAD_MUTEX_INITIALIZER;
 
-void spill_engine_start(const struct spill_settings *s) { settings = s; }
+
+void spill_engine_start(const struct spill_settings *s)
+{
+    settings = s;
+    spill_state_tell();
+}
+
 const struct spill_settings *spill_settings(void) { return settings; }
 struct spill_stats *spill_stats(void) { return &stats; }
 void spill_lock(void) { pthread_mutex_lock(&engine); }
@@ -346,6 +352,9 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
     /* More than an address space holds: refused before any sum can overflow. */
     if (size > (size_t)1 << 46)
         return CUDA_ERROR_OUT_OF_MEMORY;
+    spill_look();
+    if (spill_aside())
+        return CUDA_ERROR_OUT_OF_MEMORY; /* the caller asks the driver */
     spill_lock();
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_limbo_sweep(0);

@@ -12,17 +12,26 @@
 
 /* The reason is the state: there is no moment at which one is known without the other. */
 static _Atomic(const char *) frozen, dead;
+static atomic_bool aside, ending;
 
 /* As long as a safepoint may take in all, and then some; milliseconds. */
 enum { MOVE_PATIENCE_MS = 1000 };
 
 bool spill_dead(void) { return atomic_load_explicit(&dead, memory_order_acquire) != NULL; }
 
+bool spill_aside(void) { return atomic_load_explicit(&aside, memory_order_relaxed); }
+
 enum spill_state spill_state_now(void)
 {
     if (spill_dead())
         return SPILL_DEAD;
     return atomic_load_explicit(&frozen, memory_order_acquire) ? SPILL_FROZEN : SPILL_OPEN;
+}
+
+const char *spill_state_name(enum spill_state state)
+{
+    static const char *const names[] = { "open", "frozen", "dead" };
+    return names[state];
 }
 
 const char *spill_state_why(void)
@@ -40,24 +49,51 @@ static bool settle(_Atomic(const char *) *reason, const char *why)
     return atomic_compare_exchange_strong(reason, &none, why);
 }
 
+/* Once, and not before there is anything that could be moved: a program that uses no CUDA memory hears nothing of us. */
+void spill_state_tell(void)
+{
+    static atomic_bool told;
+    const char *why = atomic_load_explicit(&frozen, memory_order_acquire);
+    if (!why || !spill_settings() || atomic_exchange(&told, true))
+        return;
+    if (spill_aside())
+        spill_log(SPILL_LOG_WARN, "stepping aside: %s; nothing is spilled or moved from now on", why);
+    else
+        spill_log(SPILL_LOG_WARN, "frozen: %s; placement stays as it is, spilling goes on", why);
+}
+
 void spill_freeze(const char *why)
 {
     if (!spill_dead() && settle(&frozen, why))
-        spill_log(SPILL_LOG_WARN, "frozen: %s; placement stays as it is, spilling goes on", why);
+        spill_state_tell();
+}
+
+void spill_step_aside(const char *why)
+{
+    if (atomic_exchange(&aside, true))
+        return;
+    if (!settle(&frozen, why) && spill_settings())
+        spill_log(SPILL_LOG_WARN, "stepping aside: %s; nothing is spilled from now on", why);
+    spill_state_tell();
 }
 
 void spill_die(const char *why)
 {
-    if (settle(&dead, why))
+    if (settle(&dead, why) && spill_settings())
         spill_log(SPILL_LOG_WARN, "dead: %s; managed memory is left as it is, every call goes to the driver", why);
+}
+
+void spill_look(void)
+{
+    const struct spill_settings *settings = spill_settings();
+    if (!spill_dead() && settings && settings->look)
+        settings->look();
 }
 
 bool spill_may_move(void)
 {
-    const struct spill_settings *settings = spill_settings();
-    if (spill_state_now() == SPILL_OPEN && settings && settings->look)
-        settings->look();
-    return spill_state_now() == SPILL_OPEN;
+    spill_look();
+    return spill_state_now() == SPILL_OPEN && !atomic_load(&ending);
 }
 
 /* Of all but the first two cuda.h says that they leave "the process in an inconsistent state and any further CUDA work will
@@ -111,7 +147,7 @@ void spill_after_fork(void)
 
 void spill_exit_begins(void)
 {
-    settle(&frozen, "the process is ending");
+    atomic_store(&ending, true);
     /* A move is under way where this waits. The lock may be the thread's own: a signal handler may call exit(). */
     if (spill_lock_within(MOVE_PATIENCE_MS))
         spill_unlock();

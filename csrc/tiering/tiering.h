@@ -167,6 +167,7 @@ enum spill_state {
 
 /* No lock; never goes back. */
 enum spill_state spill_state_now(void);
+const char *spill_state_name(enum spill_state state);
 /* Why it is not open, for a log or a status; "" while it is. */
 const char *spill_state_why(void);
 /* Leave `open` for good, because of `why` (a static string, part of a sentence). The first reason of the state that the
@@ -175,8 +176,14 @@ void spill_freeze(const char *why);
 void spill_die(const char *why);
 /* One load: state_now() == SPILL_DEAD. */
 bool spill_dead(void);
-/* Whether anything may be moved now: open, also after looking (spill_settings.look) for what no call of the program told us.
- * Before each safepoint, never at a launch. */
+/* Freeze, and spill nothing any more either: somebody in the process moves memory himself and must hear when there is none. */
+void spill_step_aside(const char *why);
+bool spill_aside(void);
+/* The engine has started: say what was noticed before. */
+void spill_state_tell(void);
+/* Look for what no call of the program told us (spill_settings.look): some microseconds, never at a launch. */
+void spill_look(void);
+/* Whether anything may be moved now: open, also after looking. Before each safepoint. */
 bool spill_may_move(void);
 /* Hand on what the driver answered, and note where it leaves nothing usable behind: then the process is dead. */
 void spill_seen_error(CUresult answer);

@@ -138,7 +138,7 @@ def test_the_source_tree_does_not_hide_the_installed_parts(clean_env) -> None:
 
 def test_the_package_reads_the_same_table_as_the_library_was_built_from() -> None:
     """Each row of hooks.def is a hook of the cffi module, found by the C preprocessor on the sources themselves."""
-    program = '#define HOOK(symbol, name, version, flags, pfn) @symbol@\n#define HOOK_NVML(symbol) @symbol@\n#define HOOK_LIBC(symbol) @symbol@\n#include "shim/hooks.def"\n'
+    program = '#define HOOK(symbol, name, version, flags, pfn) @symbol@\n#define HOOK_BY_NAME(symbol, pfn) @symbol@\n#define HOOK_NVML(symbol) @symbol@\n#define HOOK_LIBC(symbol) @symbol@\n#include "shim/hooks.def"\n'
     ran = subprocess.run(
         ["gcc", "-E", "-P", "-I", str(REPOSITORY / "csrc"), "-x", "c", "-"],
         input=program,

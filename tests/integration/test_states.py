@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a process is frozen (nothing is moved any more), and that it goes on spilling; when it is dead (nothing is touched any
+more), and what it then answers. Each sign is given by a program of its own and read from the statistics."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients_common import FINE, MIB, run_script, spilled_bytes
+
+CARD = "64M"
+SCRIPT_SPILLS = "held = [alloc(24 * MIB) for _ in range(4)]\n"
+
+
+@pytest.fixture
+def script(run_sim, demo_dir):
+    """script(text, *arguments, vram=CARD, env={}) -> what it hands to done()."""
+
+    def run(text: str, *arguments: object, vram: str = CARD, env: dict[str, str] | None = None, **how: Any) -> dict[str, Any]:
+        return run_script(run_sim, text, *arguments, env={**FINE, **(env or {})}, demo_dir=demo_dir, vram=vram, **how)
+
+    return run
+
+
+def state(answer: dict[str, Any]) -> tuple[str, str]:
+    (one,) = answer["stats"]
+    return one["state"], one["state_why"]
+
+
+# --- frozen ----------------------------------------------------------------------------------------------------------------
+
+
+def test_open_is_the_rule(script):
+    answer = script(f"ctx = Ctx()\n{SCRIPT_SPILLS}done()")
+    assert state(answer) == ("open", "")
+    assert "frozen" not in answer["stderr"]
+
+
+GRAPHICS = "the program shares memory with a graphics library"
+EXTERNAL = "the program imports another API's memory or semaphores"
+PEERS = "the program opens contexts to peer devices"
+MULTICAST = "the program makes multicast memory of several devices"
+RDMA = "the program uses GPUDirect RDMA"
+CHECKPOINT = "the program checkpoints processes"
+ENTRIES = {
+    "cuGLCtxCreate_v2": GRAPHICS,
+    "cuGraphicsGLRegisterBuffer": GRAPHICS,
+    "cuGraphicsGLRegisterImage": GRAPHICS,
+    "cuGraphicsEGLRegisterImage": GRAPHICS,
+    "cuEGLStreamConsumerConnect": GRAPHICS,
+    "cuEGLStreamConsumerConnectWithFlags": GRAPHICS,
+    "cuEGLStreamProducerConnect": GRAPHICS,
+    "cuEventCreateFromEGLSync": GRAPHICS,
+    "cuVDPAUCtxCreate_v2": GRAPHICS,
+    "cuGraphicsVDPAURegisterVideoSurface": GRAPHICS,
+    "cuGraphicsVDPAURegisterOutputSurface": GRAPHICS,
+    "cuGraphicsMapResources": GRAPHICS,
+    "cuGraphicsMapResources_ptsz": GRAPHICS,
+    "cuImportExternalMemory": EXTERNAL,
+    "cuImportExternalSemaphore": EXTERNAL,
+    "cuCtxEnablePeerAccess": PEERS,
+    "cuMulticastCreate": MULTICAST,
+    "cuMulticastBindMem": MULTICAST,
+    "cuMulticastBindMem_v2": MULTICAST,
+    "cuMulticastBindAddr": MULTICAST,
+    "cuMulticastBindAddr_v2": MULTICAST,
+    "cuGreenCtxCreate": "the program uses green contexts",
+    "cuFlushGPUDirectRDMAWrites": RDMA,
+    "cuCheckpointProcessLock": CHECKPOINT,
+    "cuCheckpointProcessCheckpoint": CHECKPOINT,
+    "cuCheckpointProcessRestore": CHECKPOINT,
+    "cuCheckpointProcessUnlock": CHECKPOINT,
+}
+
+
+# Of these the simulated driver has a body.
+HAS_BODY = {"cuCtxEnablePeerAccess", "cuGreenCtxCreate", "cuFlushGPUDirectRDMAWrites", *(name for name in ENTRIES if "Multicast" in name)}
+
+
+@pytest.mark.parametrize("entry", [pytest.param(name, marks=[] if name in HAS_BODY else [pytest.mark.stubs(name)]) for name in ENTRIES])
+def test_an_entry_freezes_and_passes(script, run_sim, entry):
+    """The driver's own answer comes back, and what is allocated afterwards spills as ever."""
+    text = f"ctx = Ctx()\nanswer = code(sys.argv[1], *[0] * 10)\n{SCRIPT_SPILLS}done(answer=answer)"
+    answer = script(text, entry)
+    alone = run_script(run_sim, "ctx = Ctx()\ndone(answer=code(sys.argv[1], *[0] * 10))", entry, shim=False)
+    assert answer["answer"] == alone["answer"] != 0
+    assert state(answer) == ("frozen", ENTRIES[entry])
+    assert spilled_bytes(answer["stats"]) > 0
+    assert answer["stderr"].count(f"frozen: {ENTRIES[entry]}; placement stays as it is, spilling goes on") == 1
+
+
+def test_every_entry_that_freezes_is_tried(cuda_include, tmp_path):
+    """ENTRIES is the list of hooks.def."""
+    source = tmp_path / "rows.c"
+    source.write_text('#define TRIGGER(symbol, name, version, flags, pfn, why) row symbol;\n#include "shim/hooks.def"\n')
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    text = subprocess.run(["gcc", "-E", "-P", f"-I{csrc}", str(source)], capture_output=True, text=True, check=True).stdout
+    rows = {line.split()[1].rstrip(";") for line in text.splitlines() if line.startswith("row ")}
+    assert rows == set(ENTRIES)
+
+
+def test_the_first_reason_is_kept(script):
+    answer = script(f"ctx = Ctx()\ncode('cuGreenCtxCreate', 0, 0, 0, 0)\ncode('cuMulticastCreate', 0, 0)\n{SCRIPT_SPILLS}done()")
+    assert state(answer) == ("frozen", ENTRIES["cuGreenCtxCreate"])
+    assert answer["stderr"].count("frozen:") == 1
+
+
+def test_a_program_that_manages_nothing_hears_nothing(run_sim):
+    answer = run_script(run_sim, "ctx = Ctx()\ncode('cuGreenCtxCreate', 0, 0, 0, 0)\ndone()")
+    assert answer["stderr"] == ""
+
+
+def test_switched_off_nothing_is_noticed(script):
+    answer = script(f"ctx = Ctx()\ncode('cuGreenCtxCreate', 0, 0, 0, 0)\nheld = alloc(24 * MIB)\ndone()", env={"SPILLSHIM_DISABLE": "1"})
+    assert answer["stderr"] == ""
+
+
+@pytest.mark.parametrize("uuid", ["6bd5fb6c5bf4e74a8987d93912fd9df9", "000102030405060708090a0b0c0d0e0f"])
+def test_private_tables_are_the_drivers(run_sim, c_program, tmp_path, uuid):
+    """The driver's very table comes back, and the driver sees the program ask, not us."""
+    driver = c_program("states/table_driver.c", shared=True, link_libcuda=False, flags=["-Wl,-soname,libcuda.so.1"])
+    shutil.copy(driver, tmp_path / "libcuda.so.1")
+    client = c_program("states/table_client.c", link_libcuda=False)
+    where = {"LD_LIBRARY_PATH": str(tmp_path)}
+    assert run_sim([client, uuid], env=where).ok().stdout == "own seen\n"
+    assert run_sim([client, uuid], env=where, shim=False).ok().stdout == "own seen\n"
+
+
+@pytest.mark.parametrize(
+    ("uuid", "expected"),
+    [
+        ("6bd5fb6c5bf4e74a8987d93912fd9df9", ("open", "")),
+        ("c693336e1121df11a8c368f355d89593", ("open", "")),
+        ("000102030405060708090a0b0c0d0e0f", ("frozen", "a private table of the driver is used (cuGetExportTable)")),
+    ],
+)
+def test_a_private_table_that_no_runtime_asks_for_freezes(script, uuid, expected):
+    text = f"""
+        ctx = Ctx()
+        uuid, table = (ctypes.c_uint8 * 16)(*bytes.fromhex(sys.argv[1])), u64()
+        answers = [code("cuGetExportTable", ref(table), ref(uuid)), code("cuGetExportTable", ref(table), 0)]
+        held = alloc(24 * MIB)
+        done(answers=answers)
+    """
+    answer = script(text, uuid)
+    assert answer["answers"] == [500, 1]  # simgpu has no private tables
+    assert state(answer) == expected
+
+
+EMPTY = "int nothing_to_see;\n"
+
+
+@pytest.fixture
+def library(c_program, tmp_path):
+    """A library without content under the name of a known one."""
+
+    def build(name: str) -> Path:
+        shutil.copy(c_program(EMPTY, link_libcuda=False, shared=True, name="empty"), tmp_path / name)
+        return tmp_path / name
+
+    return build
+
+
+LOADS = f"""
+ctx = Ctx()
+first = alloc(24 * MIB)
+ctypes.CDLL(sys.argv[1])
+{SCRIPT_SPILLS}done()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("libnvoptix.so.1", "OptiX is loaded"),
+        ("libnvidia-encode.so.580.65.06", "the video encoder is loaded"),
+        ("libnvcuvid.so.1", "the video decoder is loaded"),
+        ("nvshmem_bootstrap_uid.so.3", "NVSHMEM is in use"),
+        ("libsanitizer-collection.so", "Compute Sanitizer is loaded"),
+        ("libToolsInjection64.so", "a profiler is loaded"),
+    ],
+)
+def test_a_library_freezes(script, library, name, why):
+    """It is noticed at the next allocation, wherever it came from."""
+    answer = script(LOADS, library(name))
+    assert state(answer) == ("frozen", why)
+    assert spilled_bytes(answer["stats"]) > 0
+
+
+@pytest.mark.parametrize("name", ["libnvoptixyz.so.1", "libnvidia-encoder.so.1", "libsomething.so", "libnvshmem_host.so.3"])
+def test_other_libraries_do_not(script, library, name):
+    assert state(script(LOADS, library(name))) == ("open", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "why"),
+    [
+        ("libibverbs.so.1", "infiniband/uverbs0", "InfiniBand verbs are in use"),
+        ("libgdrapi.so.2", "gdrdrv", "gdrcopy is in use"),
+        ("libcufile.so.0", "nvidia-fs3", "GPUDirect Storage is in use"),
+    ],
+)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_library_that_many_link_for_nothing_freezes_once_its_device_is_open(script, library, tmp_path, name, device, why, used):
+    root = tmp_path / "root"
+    (root / "proc").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(Path("/proc/meminfo").read_text())
+    node = root / "dev" / device
+    node.parent.mkdir(parents=True)
+    node.touch()
+    text = f"""
+        ctx = Ctx()
+        ctypes.CDLL(sys.argv[1])
+        loaded = alloc(24 * MIB)
+        used = open(sys.argv[2]) if sys.argv[3] == "True" else None
+        opened = alloc(24 * MIB)
+        done()
+    """
+    answer = script(text, library(name), node, used, env={"SPILLSHIM_PROC_ROOT": str(root)})
+    assert state(answer) == (("frozen", why) if used else ("open", ""))
+
+
+def test_a_debugger_freezes(script, tmp_path):
+    """Who traces the process is asked of the kernel; here of a description of it, because not every machine lets tests trace."""
+    root = tmp_path / "root"
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(Path("/proc/meminfo").read_text())
+    status = root / "proc" / "self" / "status"
+    status.write_text("Name:\tpython\nTracerPid:\t0\nUid:\t0\n")
+    text = """
+        ctx = Ctx()
+        before = alloc(24 * MIB)
+        with open(sys.argv[1], "w") as file:
+            file.write("Name:\\tpython\\nTracerPid:\\t4711\\nUid:\\t0\\n")
+        after = alloc(24 * MIB) if sys.argv[2] == "True" else None
+        done()
+    """
+    where = {"SPILLSHIM_PROC_ROOT": str(root)}
+    assert state(script(text, status, False, env=where)) == ("open", "")
+    status.write_text("Name:\tpython\nTracerPid:\t0\nUid:\t0\n")
+    assert state(script(text, status, True, env=where)) == ("frozen", "a debugger is attached")
+
+
+def test_an_injected_tool_freezes(script):
+    answer = script(f"ctx = Ctx()\n{SCRIPT_SPILLS}done()", env={"CUDA_INJECTION64_PATH": "/opt/tool.so"})
+    assert state(answer) == ("frozen", "a tool is injected into CUDA (CUDA_INJECTION64_PATH)")
+
+
+@pytest.mark.parametrize(
+    ("driver", "says", "pipe", "frozen"),
+    [
+        ("13000", "no", True, False),
+        ("13000", "yes", False, True),
+        ("12010", "no", False, False),
+        ("12010", "no", True, True),
+    ],
+)
+def test_mps(script, tmp_path, driver, says, pipe, frozen):
+    """The driver says so; one from before 12.2 cannot, and a server's control pipe is the sign."""
+    if pipe:
+        (tmp_path / "control").touch()
+    answer = script("ctx = Ctx()\nheld = alloc(24 * MIB)\ndone()", env={"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}, sim={"DRIVER": driver, "MPS": says})
+    assert state(answer) == (("frozen", "the GPU is shared through MPS") if frozen else ("open", ""))
+
+
+def test_comfyuis_offloader_is_given_way_to(script, library):
+    """It frees memory when the driver has none: it must hear so, in its own cuMemCreate too, and what there is stays put."""
+    text = """
+        ctx = Ctx()
+        before = [alloc(24 * MIB) for _ in range(4)]
+        free(before.pop())
+        ctypes.CDLL(sys.argv[1])
+        handle, prop = u64(), device_prop()
+        after = [try_alloc(40 * MIB)[0], code("cuMemCreate", ref(handle), 40 * MIB, ref(prop), 0)]
+        upload(before[-1], pattern(24 * MIB, 1))
+        same = bool((download(before[-1], 24 * MIB) == pattern(24 * MIB, 1)).all())
+        for p in before:
+            free(p)
+        fits = try_alloc(24 * MIB)[0]
+        done(after=after, same=same, fits=fits)
+    """
+    answer = script(text, library("aimdo.so"))
+    assert answer["after"] == [2, 2]
+    assert answer["same"] and answer["fits"] == 0
+    assert state(answer) == ("frozen", "ComfyUI's own offloader (comfy-aimdo) is loaded")
+    assert "stepping aside: ComfyUI's own offloader (comfy-aimdo) is loaded; nothing is spilled or moved from now on" in answer["stderr"]
