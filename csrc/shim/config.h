@@ -31,6 +31,7 @@ struct spill_config {
 
 enum { SPILL_REPORT_VRAM, SPILL_REPORT_VIRTUAL };
 enum { SPILL_OOM_NEVER, SPILL_OOM_SOFT };
+enum { SPILL_MOVES_AUTO, SPILL_MOVES_ORDER, SPILL_MOVES_OFF };
 
 const struct spill_config *spill_config(void);
 

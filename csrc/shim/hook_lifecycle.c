@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Hooks of synchronisation (limbo is swept where the GPU has just been waited for), of capture (counted: nothing is asked
+/* Hooks of synchronisation (where the GPU has just been waited for, limbo is swept and placement is mended), of capture (counted: nothing is asked
  * of the driver then) and of the end of contexts (their regions end with them).
  * Rules: the driver's call first, ours after it; a primary context is never retained by us. */
 #include "shim/hook.h"
+#include "tiering/moving.h"
 
 static CUcontext primary[SPILL_MAX_DEVICES];
 
@@ -21,6 +22,8 @@ static CUresult synchronised(CUresult r)
         spill_capture_leave(mode);
         spill_unlock();
     }
+    if (r == CUDA_SUCCESS && spill_started() && !spill_dead() && spill_settings()->moves)
+        spill_settle();
     return r;
 }
 

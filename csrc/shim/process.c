@@ -88,6 +88,7 @@ static void start(void)
     settings = (struct spill_settings){
         .spill = c->spill && c->backend != SPILL_BACKEND_NONE,
         .soft_oom = c->oom == SPILL_OOM_SOFT,
+        .moves = c->moves == SPILL_MOVES_AUTO,
         .insist_on_holdback = c->holdback.set,
         .exportable = c->exportable,
         .managed_min = spill_amount_bytes(&c->managed_min, 0, 16 << 20),
@@ -106,6 +107,8 @@ static void start(void)
     };
     spill_config_complain();
     spill_engine_start(&settings);
+    if (c->moves == SPILL_MOVES_OFF)
+        spill_freeze("SPILLSHIM_MOVES=off");
     pthread_atfork(NULL, NULL, in_child);
     owner = getpid();
     atexit(exit_begins);

@@ -12,7 +12,7 @@
 
 #include "shim/log.h"
 
-enum { RECHECK = 256 << 20, PATIENCE_MS = 100 };
+enum { RECHECK = 256 << 20, PATIENCE_MS = 100, DRAIN_MS = 2, DISPLACE_MS = 100, LONGEST_SKIP = 64 };
 
 static const struct spill_settings *settings;
 static struct spill_stats stats;
@@ -239,6 +239,7 @@ static void say_first_failure(CUresult r, size_t size)
 
 static void count_new(const struct spill_region *region)
 {
+    spill_unsettled();
     spill_count(&stats.managed_count, 1);
     spill_count(&stats.managed_bytes, (int64_t)region->mapped);
     if (region->ram_bytes) {
@@ -280,6 +281,23 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
     return CUDA_SUCCESS;
 }
 
+/* `lacks` bytes of a new region of `size` would go to RAM: have much larger ones give theirs up instead. A GPU that was busy is asked
+ * again ever more rarely: the answer costs the allocation up to DRAIN_MS. True if anything was gained. */
+static bool displace(int device, uint64_t lacks, uint64_t size)
+{
+    static unsigned skip, skipped;
+    enum spill_reason why;
+    if (!settings->moves || skipped < skip)
+        return skipped++, false;
+    skipped = 0;
+    uint64_t freed = spill_displace(device, lacks, 2 * size, spill_now_ns() + DRAIN_MS * 1000000ull, DISPLACE_MS * 1000000ull, &why);
+    if (why == SPILL_REASON_BUSY && !freed)
+        skip = skip ? skip < LONGEST_SKIP ? skip * 2 : skip : 1;
+    else
+        skip = 0;
+    return freed;
+}
+
 static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *soft)
 {
     const struct spill_device *d = spill_device(device);
@@ -294,6 +312,10 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
         spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
     if (r == CUDA_SUCCESS)
         r = decide(d, device, size, &in, &out, &fixed, soft);
+    if (r == CUDA_SUCCESS && !fixed && out.ram && displace(device, out.ram, in.size)) {
+        r = spill_vram_free(device, &in.vram_free, &device_free);
+        spill_place(&in, &out);
+    }
     if (r != CUDA_SUCCESS)
         return r;
 
@@ -371,6 +393,7 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
 
 static void forget(struct spill_region *region)
 {
+    spill_unsettled();
     spill_count(&stats.managed_bytes, -(int64_t)region->mapped);
     spill_count(&stats.spilled_bytes, -(int64_t)region->ram_bytes);
     spill_region_recycle(region);

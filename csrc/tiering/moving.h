@@ -107,6 +107,38 @@ struct spill_series {
 /* NONE: all that `next` named was moved. NOTHING: it named nothing. Else why the series ended early; `moved` tells what was done. */
 enum spill_reason spill_move_series(struct spill_series *series);
 
+/* ---- sweep.c ---- */
+
+/* VRAM of the current context's device that promotions may fill: down to the headroom. Bytes. */
+uint64_t spill_promotion_room(int device);
+
+/* `next` of a series: from slot to slot, in order of address. Zeroed but for the first three. */
+struct spill_sweep {
+    enum spill_tier to;
+    uint64_t left;                   /* bytes still wanted */
+    const struct spill_region *only; /* NULL: every region */
+    uint32_t slot;                   /* where it goes on */
+    uint64_t offset;
+    CUcontext ctx; /* of the series; reset it before the next one */
+    bool full;     /* VRAM has no room for the next chunk */
+};
+bool spill_sweep_next(void *sweep, struct spill_want *want);
+
+/* ---- displace.c ---- */
+
+/* Free up to `bytes` of VRAM on `device`: regions larger than `than` bytes are demoted, the largest first, in small chunks spread
+ * evenly over it. The safepoint is reached before `deadline_ns`, and lasts `pause_ns` at most. Returns the bytes freed; *why as
+ * spill_move_series. The context of the calling thread must be current. */
+uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t deadline_ns, uint64_t pause_ns, enum spill_reason *why);
+
+/* ---- settle.c ---- */
+
+/* The application has waited for the GPU, successfully: if its allocations have settled, mend the placement, once. Takes the engine
+ * lock where it can be had at once. The calling thread is outside the gate. */
+void spill_settle(void);
+/* An allocation or free has changed what is managed; under the engine lock. */
+void spill_unsettled(void);
+
 /* ---- order.c: whole programs ---- */
 
 struct spill_order_result {

@@ -2,69 +2,12 @@
 /* Whole-program moves by order: everything that may be moved goes to RAM, or to VRAM as far as there is room. Called by the worker
  * thread for whoever sits at the control socket.
  * Rules: the engine lock is held for one series at a time, so that the program can allocate in between; a busy GPU is asked again
- * after a pause that doubles; runs are long, because what they cost beside the copy is paid for each run. */
+ * after a pause that doubles. */
 #include "tiering/moving.h"
 
 #include <time.h>
 
 enum { DRAIN_MS = 2, PAUSE_MS = 50, LONGEST_BACKOFF_MS = 64 };
-#define RUN ((uint64_t)1 << 30)
-
-struct plan {
-    enum spill_tier to;
-    uint64_t left;   /* of the order, bytes */
-    uint32_t slot;   /* where to go on */
-    uint64_t offset;
-    CUcontext ctx;   /* of the series' regions */
-    bool full;       /* VRAM has no room for the next chunk */
-};
-
-/* VRAM of the region's device that may be filled by promotion. */
-static uint64_t room(const struct spill_region *region)
-{
-    const struct spill_device *d = spill_device(region->device);
-    uint64_t usable = 0, device_free;
-    if (spill_vram_free(region->device, &usable, &device_free) != CUDA_SUCCESS || usable < d->headroom)
-        return 0;
-    return usable - d->headroom;
-}
-
-static bool next(void *arg, struct spill_want *want)
-{
-    struct plan *p = arg;
-    struct spill_region *region;
-    for (; p->left && (region = spill_region_slot(p->slot)); p->slot++, p->offset = 0) {
-        if (!spill_movable(region) || p->offset >= region->mapped)
-            continue;
-        uint32_t first = spill_chunk_at(region, p->offset);
-        while (first < region->chunk_count && region->chunks[first].tier == p->to)
-            first++;
-        if (first == region->chunk_count)
-            continue;
-        if (p->ctx && p->ctx != region->ctx)
-            return false; /* the next series begins here */
-        uint64_t most = p->left < RUN ? p->left : RUN, bytes = 0;
-        if (p->to == SPILL_VRAM) {
-            uint64_t free_now = room(region);
-            most = free_now < most ? free_now : most;
-        }
-        for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to; i++) {
-            if (bytes + spill_chunk_bytes(&region->chunks[i]) > most)
-                break;
-            bytes += spill_chunk_bytes(&region->chunks[i]);
-        }
-        p->full = !bytes;
-        if (p->full)
-            return false;
-        p->ctx = region->ctx;
-        *want = (struct spill_want){ .region = region, .offset = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT,
-                                     .bytes = bytes, .to = p->to, .piece = spill_settings()->chunk };
-        p->offset = want->offset + bytes;
-        p->left -= bytes;
-        return true;
-    }
-    return false;
-}
 
 struct rest {
     enum spill_tier to;
@@ -83,13 +26,13 @@ static void add_rest(struct spill_region *region, void *arg)
 static struct spill_order_result carry_out(enum spill_tier to, uint64_t bytes, unsigned patience_ms)
 {
     struct spill_order_result result = { 0, 0, SPILL_REASON_NONE };
-    struct plan plan = { .to = to, .left = bytes };
+    struct spill_sweep plan = { .to = to, .left = bytes };
     unsigned backoff_ms = 1;
     uint64_t give_up = spill_now_ns() + patience_ms * 1000000ull;
     for (;;) {
-        struct plan before = plan;
+        struct spill_sweep before = plan;
         plan.ctx = NULL;
-        struct spill_series series = { .next = next, .arg = &plan, .pause_ns = PAUSE_MS * 1000000ull, .bulk = true };
+        struct spill_series series = { .next = spill_sweep_next, .arg = &plan, .pause_ns = PAUSE_MS * 1000000ull, .bulk = true };
         spill_lock();
         series.deadline_ns = spill_now_ns() + DRAIN_MS * 1000000ull;
         result.reason = spill_move_series(&series);

@@ -53,6 +53,7 @@ struct spill_probe_result {
 struct spill_settings {
     bool spill;           /* false: never use RAM */
     bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
+    bool moves;           /* placement is mended without anybody's order */
     bool insist_on_holdback; /* keep it even from a region that would fit */
     bool exportable;      /* where RAM has no exportable handles, spill requests for them into others */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */

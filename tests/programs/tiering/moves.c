@@ -8,6 +8,7 @@
 
 #define SIZE (24 * MIB)
 
+static struct spill_settings settings;
 static CUcontext ctx;
 static size_t start;
 
@@ -152,6 +153,49 @@ static void refusals(void)
     printf("refusals\n");
 }
 
+/* What comes last and is small ends up in VRAM, and the largest region pays: at once, or when allocations have settled. */
+static void late(bool at_once)
+{
+    snprintf(scenario, sizeof scenario, "late allocations, displaced at once: %d", at_once);
+    CUdeviceptr weights = allocated(56 * MIB, 8), cache, work;
+    CHECK(region_of(weights)->ram_bytes == 0);
+    settings.moves = at_once;
+    cache = allocated(16 * MIB, 9);
+    CHECK(region_of(cache)->ram_bytes == (at_once ? 0 : 16 * MIB));
+    work = allocated(6 * MIB, 10);
+    check_sums();
+    settings.moves = true;
+    uint64_t before = spill_move_stats()->promoted_bytes;
+    for (int waits = 0; waits < 3; waits++)
+        spill_settle();
+    CHECK(region_of(cache)->ram_bytes == 0 && region_of(work)->ram_bytes == 0);
+    CHECK(region_of(weights)->ram_bytes == 22 * MIB);
+    CHECK(free_vram() == start / 8); /* nothing more was taken than was needed */
+    CHECK(at_once || spill_move_stats()->promoted_bytes >= before + 22 * MIB);
+    /* Spread: of every two neighbouring chunks of 8 MiB at least one gave something. */
+    uint64_t run = 0;
+    for (uint32_t i = 0; i < region_of(weights)->chunk_count; i++) {
+        const struct spill_chunk *c = &region_of(weights)->chunks[i];
+        run = c->tier == SPILL_RAM ? 0 : run + spill_chunk_bytes(c);
+        CHECK(run <= 16 * MIB);
+    }
+    check_sums();
+    uint64_t safepoints = spill_move_stats()->safepoints;
+    for (int waits = 0; waits < 5; waits++)
+        spill_settle();
+    CHECK(spill_move_stats()->safepoints == safepoints); /* once */
+    read_bytes(weights, 56 * MIB, 8), read_bytes(cache, 16 * MIB, 9), read_bytes(work, 6 * MIB, 10);
+    freed(cache);
+    for (int waits = 0; waits < 3; waits++)
+        spill_settle();
+    CHECK(region_of(weights)->ram_bytes == 6 * MIB); /* what became free went to it */
+    check_sums();
+    read_bytes(weights, 56 * MIB, 8);
+    freed(weights), freed(work);
+    check_empty(start);
+    printf("late allocations\n");
+}
+
 /* A move with call `first`, and call `second` after it, failing; true if so many were made. */
 static bool faulty(enum spill_tier to, uint64_t stay, long first, long second)
 {
@@ -190,7 +234,7 @@ int main(int argc, char **argv)
 {
     if (argc < 2)
         return printf("usage: moves PROC_ROOT [pairs] (and a libcuda.so.1)\n"), 2;
-    const struct spill_settings settings = harness_settings(argv[1]);
+    settings = harness_settings(argv[1]);
     write_meminfo(argv[1], 8 << 20);
     ctx = harness_start(&settings);
     spill_context_known(ctx);
@@ -199,6 +243,8 @@ int main(int argc, char **argv)
     orders();
     recutting();
     refusals();
+    late(true);
+    late(false);
     for (int i = 0; i < 3; i++)
         sweep(i < 2 ? SPILL_RAM : SPILL_VRAM, i == 1 ? 4 * MIB : 0, argc > 2);
     printf("ok\n");
