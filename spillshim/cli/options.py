@@ -129,6 +129,14 @@ _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
     (
+        "--moves",
+        "MOVES",
+        {
+            "type": click.Choice(["auto", "order", "off"]),
+            "help": "Whether placement is mended by itself, only by `spillshim demote` and `promote`, or never. [default: auto]",
+        },
+    ),
+    (
         "--no-spill",
         "SPILL",
         {"is_flag": True, "flag_value": "0", "help": "Never use RAM (to see how the program ends without it)."},
