@@ -349,6 +349,9 @@ static enum spill_reason run_series(struct spill_series *series, struct spill_wa
         abandon(&now);
         return why;
     }
+    /* It may have been pinned until the gate was closed, by a hook that was inside. */
+    if (!spill_movable(now.region))
+        why = SPILL_REASON_PINNED;
     series->pause_until_ns = spill_now_ns() + series->pause_ns;
     while (now.region && why == SPILL_REASON_NONE) {
         why = make(&now, &last, series, &then);

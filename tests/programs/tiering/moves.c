@@ -132,6 +132,10 @@ static void recutting(void)
     printf("re-cutting\n");
 }
 
+static struct spill_region *pinned_meanwhile;
+
+static void pin_now(void) { spill_region_pin(pinned_meanwhile, "test"); }
+
 static void refusals(void)
 {
     snprintf(scenario, sizeof scenario, "refusals");
@@ -147,6 +151,13 @@ static void refusals(void)
     spill_context_ends(ctx, false);
     CHECK(r.reason == SPILL_REASON_PINNED && r.left == SIZE);
     CHECK(spill_move_stats()->safepoints == before.safepoints);
+    /* A hook that was inside the gate pins what has been prepared already. */
+    after_create = pin_now;
+    pinned_meanwhile = region_of(p);
+    CHECK(move(p, 8 * MIB, 8 * MIB, SPILL_RAM, 0, 8 * MIB) == SPILL_REASON_PINNED);
+    after_create = NULL;
+    CHECK(!region_of(p)->ram_bytes);
+    check_sums();
     read_bytes(p, SIZE, 6);
     freed(p);
     check_empty(start);
