@@ -136,6 +136,8 @@ uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t dead
 /* The application has waited for the GPU, successfully: if its allocations have settled, mend the placement, once. Takes the engine
  * lock where it can be had at once. The calling thread is outside the gate. */
 void spill_settle(void);
+/* Placement is as somebody ordered it: leave it so until allocations change. */
+void spill_settle_not(void);
 /* An allocation or free has changed what is managed; under the engine lock. */
 void spill_unsettled(void);
 

@@ -52,6 +52,7 @@ static struct spill_order_result carry_out(enum spill_tier to, uint64_t bytes, u
         backoff_ms = backoff_ms < LONGEST_BACKOFF_MS ? backoff_ms * 2 : backoff_ms;
     }
     struct rest rest = { .to = to };
+    spill_settle_not();
     spill_lock();
     spill_region_each(add_rest, &rest);
     spill_unlock();

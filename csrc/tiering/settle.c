@@ -24,6 +24,11 @@ static _Atomic uint64_t settled_at = UINT64_MAX;
 
 void spill_unsettled(void) { atomic_fetch_add_explicit(&changes, 1, memory_order_relaxed); }
 
+void spill_settle_not(void)
+{
+    atomic_store_explicit(&settled_at, atomic_load_explicit(&changes, memory_order_relaxed), memory_order_relaxed);
+}
+
 struct search {
     int device;
     uint64_t above; /* visited: everything up to this size and slot */

@@ -68,6 +68,11 @@ static void orders(void)
     read_bytes(a, SIZE, 1), read_bytes(b, SIZE, 2), read_bytes(c, 40 * MIB, 3);
     r = spill_order_demote(UINT64_MAX, 100);
     CHECK(r.reason == SPILL_REASON_NOTHING && r.moved == 0);
+    settings.moves = true;
+    for (int waits = 0; waits < 4; waits++)
+        spill_settle();
+    settings.moves = false;
+    CHECK(free_vram() == start); /* an order holds */
 
     write_bytes(a, SIZE, 4);
     r = spill_order_promote(16 * MIB, 100);
