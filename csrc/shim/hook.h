@@ -30,6 +30,10 @@ static inline void spill_gate_cleanup(const char *entered)
 /* CUDA_SUCCESS if an allocation or free is legal for this thread now; else the driver's error. hook_alloc.c */
 CUresult spill_capture_verdict(void);
 
+/* What to answer for a free of `p` that went to the driver, whose answer is `r`, because the process is dead or nothing was ever
+ * managed. hook_alloc.c */
+CUresult spill_dead_free(CUdeviceptr p, CUresult r);
+
 /* A copy or memset over [a, a + bytes) and, where `b` isn't 0, [b, b + bytes), done piece by piece: a piece lies in one
  * tier on each side. Where the driver takes mixed ranges, or none is touched, the piece is the whole. */
 struct spill_split {
@@ -95,7 +99,7 @@ static inline bool spill_device_space(CUmemorytype type)
         do {                                                                                       \
             CUresult piece_ = (CALL);                                                              \
             if (piece_ != CUDA_SUCCESS)                                                            \
-                return piece_;                                                                     \
+                return spill_seen(piece_);                                                         \
         } while (spill_split_next(&split));                                                        \
         return DONE;                                                                               \
     } while (0)

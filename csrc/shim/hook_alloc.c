@@ -32,14 +32,14 @@ static CUresult native(int device, size_t size, CUdeviceptr *out)
     CUresult r = spill_driver()->cuMemAlloc_v2(out, size);
     if (r == CUDA_SUCCESS)
         spill_native_add(*out, size, device);
-    return r;
+    return spill_seen(r);
 }
 
 /* `size` bytes: small ones from the driver while it has room, large ones as a region; each as the other's last resort. */
 static CUresult allocate(int device, size_t size, CUdeviceptr *out)
 {
     bool managed = size >= spill_settings()->managed_min && spill_device(device)->vmm;
-    CUresult r = managed ? spill_alloc(size, out) : native(device, size, out);
+    CUresult r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
     if (r == CUDA_SUCCESS || (!managed && r != CUDA_ERROR_OUT_OF_MEMORY))
         return r;
     CUresult other = managed ? native(device, size, out) : spill_alloc(size, out);
@@ -99,17 +99,24 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPit
     return r;
 }
 
+/* To the driver a region's address is no allocation: it must not blame the pointer for what happened to the process. */
+CUresult spill_dead_free(CUdeviceptr p, CUresult r)
+{
+    bool region = r == CUDA_ERROR_INVALID_VALUE && spill_started() && spill_dead() && !spill_forked() && spill_region_find(p);
+    return region ? spill_dead_error() : spill_seen(r);
+}
+
 SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
 {
     const struct spill_driver *d = spill_driver();
     struct spill_native was;
     SPILL_NEEDS(cuMemFree_v2);
     if (!dptr || !spill_started() || spill_dead())
-        return d->cuMemFree_v2(dptr);
+        return spill_dead_free(dptr, d->cuMemFree_v2(dptr));
     struct spill_region *region = spill_region_find(dptr);
     if (region) {
         CUresult r = dptr == region->base && !region->limbo ? spill_capture_verdict() : CUDA_ERROR_INVALID_VALUE;
-        return r != CUDA_SUCCESS ? r : spill_free(region);
+        return r != CUDA_SUCCESS ? r : spill_seen(spill_free(region));
     }
     if (spill_arena_contains(dptr))
         return CUDA_ERROR_INVALID_VALUE; /* freed already: to the driver it would be part of our reservation */
@@ -117,5 +124,5 @@ SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
     CUresult r = d->cuMemFree_v2(dptr);
     if (r != CUDA_SUCCESS && counted)
         spill_native_restore(&was);
-    return r;
+    return spill_seen(r);
 }

@@ -20,7 +20,7 @@ static bool stream_captures(CUstream stream, bool ptsz)
 static CUresult finish(CUresult r, int device, size_t size, CUdeviceptr *out, CUstream stream, bool ptsz)
 {
     if ((r != CUDA_SUCCESS && r != CUDA_ERROR_OUT_OF_MEMORY) || stream_captures(stream, ptsz))
-        return r;
+        return spill_seen(r);
     if (r == CUDA_SUCCESS) {
         spill_native_add(*out, size, device);
         return r;
@@ -61,17 +61,17 @@ static CUresult free_async(CUdeviceptr p, CUstream stream, bool ptsz, CUresult(C
 {
     struct spill_native was;
     if (!p || !spill_started() || spill_dead())
-        return real(p, stream);
+        return spill_dead_free(p, real(p, stream));
     struct spill_region *region = spill_region_find(p);
     if (region)
-        return p == region->base ? spill_free_async(region, stream, ptsz) : CUDA_ERROR_INVALID_VALUE;
+        return p == region->base ? spill_seen(spill_free_async(region, stream, ptsz)) : CUDA_ERROR_INVALID_VALUE;
     if (spill_arena_contains(p))
         return CUDA_ERROR_INVALID_VALUE;
     bool counted = spill_native_remove(p, &was);
     CUresult r = real(p, stream);
     if (r != CUDA_SUCCESS && counted)
         spill_native_restore(&was);
-    return r;
+    return spill_seen(r);
 }
 
 SPILL_EXPORT CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream)

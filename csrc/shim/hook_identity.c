@@ -12,7 +12,7 @@
 /* The live region of an address that a program may legally ask about, or NULL. */
 static struct spill_region *region_of(CUdeviceptr p)
 {
-    if (!spill_started() || spill_dead())
+    if (!spill_started() || spill_forked())
         return NULL;
     struct spill_region *region = spill_region_find(p);
     return region && !region->limbo && p - region->base < region->size ? region : NULL;
@@ -21,7 +21,7 @@ static struct spill_region *region_of(CUdeviceptr p)
 /* In the arena, but in no region: freed, or never allocated. The driver would speak of our reservation. */
 static bool ours_but_free(CUdeviceptr p)
 {
-    return spill_started() && !spill_dead() && (spill_arena_contains(p) || spill_region_find(p)) && !region_of(p);
+    return spill_started() && !spill_forked() && (spill_arena_contains(p) || spill_region_find(p)) && !region_of(p);
 }
 
 /* Answers as for cuMemAlloc'ed memory (cuda.h, cuPointerGetAttribute). NOT_SUPPORTED: one that this file doesn't know. */

@@ -9,7 +9,7 @@
     SPILL_EXPORT CUresult CUDAAPI symbol params     \
     {                                               \
         SPILL_GATED(symbol);                        \
-        return spill_driver()->symbol args;         \
+        return spill_seen(spill_driver()->symbol args); \
     }
 /* With its per-thread-default-stream twin. */
 #define GATED_SZ(symbol, params, args) \

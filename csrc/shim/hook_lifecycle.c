@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Hooks of synchronisation (where the GPU has just been waited for, limbo is swept and placement is mended), of capture (counted: nothing is asked
- * of the driver then) and of the end of contexts (their regions end with them).
+/* Hooks of synchronisation (where the GPU has just been waited for, limbo is swept and placement is mended), of capture (counted:
+ * nothing is asked of the driver then) and of contexts: who moves memory must know all of them, and their regions end with them.
  * Rules: the driver's call first, ours after it; a primary context is never retained by us. */
+#include "shim/config.h"
 #include "shim/hook.h"
 #include "tiering/moving.h"
 
@@ -15,6 +16,7 @@ static CUcontext primary_context(int device)
 
 static CUresult synchronised(CUresult r)
 {
+    spill_seen(r);
     /* Whoever has the lock is about to sweep, too, and an allocation may hold it for seconds. */
     if (r == CUDA_SUCCESS && spill_limbo_any() && !spill_dead() && spill_trylock()) {
         CUstreamCaptureMode mode = spill_capture_enter();
@@ -119,24 +121,35 @@ SPILL_EXPORT CUresult CUDAAPI cuStreamDestroy_v2(CUstream hStream)
     return r;
 }
 
-/* ---- the end of contexts ---- */
+/* ---- contexts: their beginning, and their end, which takes their regions along ---- */
 
-static void context_gone(CUcontext ctx)
+static bool watched(void) { return !spill_config()->disable && !spill_dead(); }
+
+static CUresult began(CUresult r, const CUcontext *ctx, void (*known)(CUcontext))
 {
-    spill_capture_context_gone(ctx);
-    if (!spill_started() || spill_dead() || !ctx)
-        return;
-    spill_discard_context(ctx);
-    spill_native_discard(ctx);
+    if (r == CUDA_SUCCESS && watched()) {
+        spill_context_wait_for_end(*ctx);
+        known(*ctx);
+    }
+    return spill_seen(r);
 }
 
-SPILL_EXPORT CUresult CUDAAPI cuCtxDestroy_v2(CUcontext ctx)
+#define CREATE(symbol, params, ...)                                                            \
+    SPILL_EXPORT CUresult CUDAAPI symbol params                                                \
+    {                                                                                          \
+        SPILL_NEEDS(symbol);                                                                   \
+        return began(spill_driver()->symbol(__VA_ARGS__), pctx, spill_context_created);        \
+    }
+CREATE(cuCtxCreate_v2, (CUcontext *pctx, unsigned int flags, CUdevice dev), pctx, flags, dev)
+CREATE(cuCtxCreate_v3, (CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags, CUdevice dev),
+       pctx, paramsArray, numParams, flags, dev)
+
+SPILL_EXPORT CUresult CUDAAPI cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev)
 {
-    SPILL_NEEDS(cuCtxDestroy_v2);
-    CUresult r = spill_driver()->cuCtxDestroy_v2(ctx);
-    if (r == CUDA_SUCCESS)
-        context_gone(ctx);
-    return r;
+    SPILL_NEEDS(cuCtxCreate_v4);
+    if (ctxCreateParams && ctxCreateParams->cigParams && watched())
+        spill_freeze("the program shares memory with a graphics library");
+    return began(spill_driver()->cuCtxCreate_v4(pctx, ctxCreateParams, flags, dev), pctx, spill_context_created);
 }
 
 SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev)
@@ -145,33 +158,63 @@ SPILL_EXPORT CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice
     CUresult r = spill_driver()->cuDevicePrimaryCtxRetain(pctx, dev);
     if (r == CUDA_SUCCESS && dev >= 0 && dev < SPILL_MAX_DEVICES)
         __atomic_store_n(&primary[dev], *pctx, __ATOMIC_RELAXED);
-    return r;
+    return began(r, pctx, spill_context_known);
 }
 
-/* Two generations each, with one signature: CUDA's own runtime asks for the older. */
-#define RELEASE(symbol)                                                                                                    \
-    SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev)                                                                     \
-    {                                                                                                                      \
-        SPILL_NEEDS(symbol);                                                                                               \
-        unsigned flags;                                                                                                    \
-        int active = 1;                                                                                                    \
-        CUresult r = spill_driver()->symbol(dev);                                                                          \
-        if (r == CUDA_SUCCESS &&                                                                                           \
-            spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active)                   \
-            context_gone(primary_context(dev));                                                                                             \
-        return r;                                                                                                          \
-    }
-RELEASE(cuDevicePrimaryCtxRelease)
-RELEASE(cuDevicePrimaryCtxRelease_v2)
+/* The driver may end `ctx` from here on: moves and sweeps are kept off it, but not waited with, for the driver waits for the
+ * GPU now. */
+static bool may_end(CUcontext ctx)
+{
+    bool ours = ctx && watched();
+    if (ours)
+        spill_context_ends(ctx, true);
+    return ours;
+}
 
-#define RESET(symbol)                                 \
-    SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev) \
-    {                                                 \
-        SPILL_NEEDS(symbol);                          \
-        CUresult r = spill_driver()->symbol(dev);     \
-        if (r == CUDA_SUCCESS)                        \
-            context_gone(primary_context(dev));                        \
-        return r;                                     \
+/* It has ended, or it has not after all. */
+static void ended(CUcontext ctx, bool ours, bool gone)
+{
+    if (gone)
+        spill_capture_context_gone(ctx);
+    if (ours && gone && spill_started()) {
+        spill_discard_context(ctx);
+        spill_native_discard(ctx);
     }
-RESET(cuDevicePrimaryCtxReset)
-RESET(cuDevicePrimaryCtxReset_v2)
+    if (ours && gone)
+        spill_context_gone(ctx);
+    else if (ours)
+        spill_context_ends(ctx, false);
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuCtxDestroy_v2(CUcontext ctx)
+{
+    SPILL_NEEDS(cuCtxDestroy_v2);
+    bool ours = may_end(ctx);
+    CUresult r = spill_driver()->cuCtxDestroy_v2(ctx);
+    ended(ctx, ours, r == CUDA_SUCCESS);
+    return spill_seen(r);
+}
+
+static bool inactive(CUdevice dev)
+{
+    unsigned flags;
+    int active = 1;
+    return spill_driver()->cuDevicePrimaryCtxGetState(dev, &flags, &active) == CUDA_SUCCESS && !active;
+}
+
+/* Two generations each, with one signature: CUDA's own runtime asks for the older. A reset ends the context in any case, a
+ * release where it was the last. */
+#define PRIMARY(symbol, last)                                      \
+    SPILL_EXPORT CUresult CUDAAPI symbol(CUdevice dev)             \
+    {                                                              \
+        SPILL_NEEDS(symbol);                                       \
+        CUcontext ctx = primary_context(dev);                      \
+        bool ours = may_end(ctx);                                  \
+        CUresult r = spill_driver()->symbol(dev);                  \
+        ended(ctx, ours, r == CUDA_SUCCESS && (last));             \
+        return spill_seen(r);                                      \
+    }
+PRIMARY(cuDevicePrimaryCtxRelease, inactive(dev))
+PRIMARY(cuDevicePrimaryCtxRelease_v2, inactive(dev))
+PRIMARY(cuDevicePrimaryCtxReset, true)
+PRIMARY(cuDevicePrimaryCtxReset_v2, true)

@@ -22,6 +22,17 @@ static atomic_int count;
 
 bool spill_capturing(void) { return atomic_load(&count) > 0; }
 
+bool spill_capture_hold_off(void)
+{
+    pthread_mutex_lock(&lock);
+    if (!list)
+        return true;
+    pthread_mutex_unlock(&lock);
+    return false;
+}
+
+void spill_capture_let_in(void) { pthread_mutex_unlock(&lock); }
+
 CUcontext spill_stream_context(CUstream stream)
 {
     const struct spill_driver *d = spill_driver();

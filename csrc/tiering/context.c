@@ -17,7 +17,8 @@ struct context {
     CUevent event; /* made at the first proof */
     CUstream stream;
     bool asked; /* recorded, not yet seen done */
-    bool dying; /* the application is destroying it */
+    bool dying;   /* the application is destroying it */
+    bool created; /* by cuCtxCreate; every other context is a device's primary one */
     struct context *next;
 };
 
@@ -46,6 +47,16 @@ void spill_context_known(CUcontext ctx)
         }
         lost |= !c;
     }
+    pthread_mutex_unlock(&lock);
+}
+
+void spill_context_created(CUcontext ctx)
+{
+    spill_context_known(ctx);
+    pthread_mutex_lock(&lock);
+    struct context *c = find(ctx);
+    if (c)
+        c->created = true;
     pthread_mutex_unlock(&lock);
 }
 
@@ -83,6 +94,20 @@ bool spill_context_dying(CUcontext ctx)
     bool dying = !c || c->dying;
     pthread_mutex_unlock(&lock);
     return dying;
+}
+
+void spill_context_wait_for_end(CUcontext ctx)
+{
+    const struct timespec nap = { 0, 50000 };
+    for (;;) {
+        pthread_mutex_lock(&lock);
+        struct context *c = find(ctx);
+        bool dying = c && c->dying;
+        pthread_mutex_unlock(&lock);
+        if (!dying || spill_dead())
+            return;
+        nanosleep(&nap, NULL);
+    }
 }
 
 CUstream spill_context_stream(CUcontext ctx)
@@ -139,7 +164,7 @@ static bool all_known(void)
             return false;
         bool known = !active;
         for (struct context *c = list; c && !known; c = c->next)
-            known = c->device == device;
+            known = c->device == device && !c->created;
         if (!known)
             return false;
     }
@@ -150,7 +175,8 @@ static bool idle(uint64_t deadline_ns)
 {
     const struct timespec nap = { 0, 20000 };
     for (struct context *c = list; c; c = c->next) {
-        CUresult r = ask(c);
+        /* The handle of one that is being destroyed may be none any more; its work is being waited for. */
+        CUresult r = c->dying ? CUDA_ERROR_NOT_READY : spill_seen(ask(c));
         if (r != CUDA_SUCCESS)
             return false;
         c->asked = true;
@@ -160,7 +186,7 @@ static bool idle(uint64_t deadline_ns)
     for (unsigned round = 0;; round++) {
         bool any = false;
         for (struct context *c = list; c; c = c->next) {
-            CUresult r = c->asked ? answered(c) : CUDA_SUCCESS;
+            CUresult r = c->asked ? spill_seen(answered(c)) : CUDA_SUCCESS;
             if (r != CUDA_SUCCESS && r != CUDA_ERROR_NOT_READY)
                 return false;
             c->asked = r != CUDA_SUCCESS;

@@ -2,7 +2,7 @@
 /* Limbo: regions that the application has freed and the GPU may still use. Called by the free hooks, and swept by every
  * allocation, free and synchronise. Rules: an address is reused only after its event is done; nothing is asked of the
  * driver while any stream of the process is capturing, for a query can invalidate a capture. */
-#include "tiering/tiering.h"
+#include "tiering/moving.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -52,6 +52,7 @@ CUresult spill_free_async(struct spill_region *region, CUstream stream, bool pts
     CUstreamCaptureMode mode = spill_capture_enter();
     /* An event is of the context of its stream, which need not be the current one. */
     CUcontext popped, ctx = spill_stream_context(stream);
+    spill_context_known(ctx);
     r = d->cuCtxPushCurrent_v2(ctx);
     if (r == CUDA_SUCCESS) {
         r = d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
@@ -100,15 +101,24 @@ static CUresult ask_context(struct entry *e)
 static bool finished(struct entry *e)
 {
     const struct spill_driver *d = spill_driver();
+    bool waits = !e->event && !d->cuCtxRecordEvent;
     CUcontext popped;
-    CUresult r;
-    if (d->cuCtxPushCurrent_v2(e->region->ctx) != CUDA_SUCCESS)
+    /* Of a context that is being destroyed the handle may be none any more. */
+    if (spill_context_dying(e->region->ctx) || (e->event && spill_context_dying(e->ctx)))
         return false;
-    r = e->event ? d->cuEventQuery(e->event) : ask_context(e);
-    if (r == CUDA_SUCCESS && e->event)
-        d->cuEventDestroy_v2(e->event);
-    d->cuCtxPopCurrent_v2(&popped);
-    return r == CUDA_SUCCESS;
+    /* No capture may begin between the look and the question, which would break it. None can be kept waiting for the GPU. */
+    if (waits ? spill_capturing() : !spill_capture_hold_off())
+        return false;
+    CUresult r = d->cuCtxPushCurrent_v2(e->region->ctx);
+    if (r == CUDA_SUCCESS) {
+        r = e->event ? d->cuEventQuery(e->event) : ask_context(e);
+        if (r == CUDA_SUCCESS && e->event)
+            d->cuEventDestroy_v2(e->event);
+        d->cuCtxPopCurrent_v2(&popped);
+    }
+    if (!waits)
+        spill_capture_let_in();
+    return spill_seen(r) == CUDA_SUCCESS;
 }
 
 static bool sweep_once(void)
@@ -133,7 +143,7 @@ bool spill_limbo_sweep(unsigned patience_ms)
 {
     const struct timespec pause = { 0, 500000 };
     bool any = false;
-    if (!list || spill_capturing())
+    if (!list || spill_dead())
         return false;
     any |= sweep_once();
     for (unsigned half_ms = 0; list && half_ms < 2 * patience_ms; half_ms++) {

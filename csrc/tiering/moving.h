@@ -40,12 +40,18 @@ void spill_pause_add(struct spill_pauses *pauses, uint64_t ns);
 
 /* ---- context.c: the contexts of the process, and the driver's word that they are idle ---- */
 
-/* A context exists (from the hooks of its creation, and of every allocation in it), and ends. Any thread, any lock. */
+/* A context exists (from the hooks of its creation, and of every allocation in it; _created: by cuCtxCreate, so it is no
+ * device's primary one), and ends. Any thread, any lock. */
 void spill_context_known(CUcontext ctx);
+void spill_context_created(CUcontext ctx);
 void spill_context_gone(CUcontext ctx);
-/* The application is destroying it (true), or the driver refused (false): no move begins in it. Waits for those under way. */
+/* The application is destroying it (true), or the driver refused (false): no move begins in it, and nothing is asked about it.
+ * Waits for what is under way. */
 void spill_context_ends(CUcontext ctx, bool ends);
+/* True for one that we don't know, too. */
 bool spill_context_dying(CUcontext ctx);
+/* The driver gave out the handle `ctx`: where another thread has just had its bearer destroyed, wait until we have forgotten it. */
+void spill_context_wait_for_end(CUcontext ctx);
 /* True once the driver has said of every known context that all work submitted to it is done; false at `deadline_ns`
  * (CLOCK_MONOTONIC), or where a context is active that we were never told of. The gate is closed. */
 bool spill_contexts_idle(uint64_t deadline_ns);

@@ -13,11 +13,16 @@
 /* The reason is the state: there is no moment at which one is known without the other. */
 static _Atomic(const char *) frozen, dead;
 static atomic_bool aside, ending;
+static _Atomic(CUresult) dead_error = CUDA_SUCCESS;
 
 /* As long as a safepoint may take in all, and then some; milliseconds. */
 enum { MOVE_PATIENCE_MS = 1000 };
 
 bool spill_dead(void) { return atomic_load_explicit(&dead, memory_order_acquire) != NULL; }
+
+CUresult spill_dead_error(void) { return atomic_load(&dead_error); }
+
+bool spill_forked(void) { return spill_dead() && spill_dead_error() == CUDA_SUCCESS; }
 
 bool spill_aside(void) { return atomic_load_explicit(&aside, memory_order_relaxed); }
 
@@ -77,12 +82,6 @@ void spill_step_aside(const char *why)
     spill_state_tell();
 }
 
-void spill_die(const char *why)
-{
-    if (settle(&dead, why) && spill_settings())
-        spill_log(SPILL_LOG_WARN, "dead: %s; managed memory is left as it is, every call goes to the driver", why);
-}
-
 void spill_look(void)
 {
     const struct spill_settings *settings = spill_settings();
@@ -131,10 +130,14 @@ static const char *doubtful(CUresult answer)
 void spill_seen_error(CUresult answer)
 {
     const char *why = fatal(answer);
-    if (why)
-        spill_die(why);
-    else if ((why = doubtful(answer)))
+    CUresult none = CUDA_SUCCESS;
+    if (why) {
+        atomic_compare_exchange_strong(&dead_error, &none, answer);
+        if (settle(&dead, why) && spill_settings())
+            spill_log(SPILL_LOG_WARN, "dead: %s; managed memory is left as it is, every call goes to the driver", why);
+    } else if ((why = doubtful(answer))) {
         spill_freeze(why);
+    }
 }
 
 /* ---- the ends of a process ---- */
@@ -153,4 +156,9 @@ void spill_exit_begins(void)
         spill_unlock();
 }
 
-void spill_exit_ends(void) { settle(&dead, "the process has ended"); }
+void spill_exit_ends(void)
+{
+    CUresult none = CUDA_SUCCESS;
+    atomic_compare_exchange_strong(&dead_error, &none, CUDA_ERROR_DEINITIALIZED);
+    settle(&dead, "the process has ended");
+}

@@ -174,9 +174,12 @@ const char *spill_state_why(void);
 /* Leave `open` for good, because of `why` (a static string, part of a sentence). The first reason of the state that the
  * process is in is the one that is told; it is logged once. Any thread, any lock held. */
 void spill_freeze(const char *why);
-void spill_die(const char *why);
 /* One load: state_now() == SPILL_DEAD. */
 bool spill_dead(void);
+/* The error that the process died of, which the driver answers to everything from then on; CUDA_SUCCESS in the child of a
+ * fork, which only inherited the table of regions. */
+CUresult spill_dead_error(void);
+bool spill_forked(void);
 /* Freeze, and spill nothing any more either: somebody in the process moves memory himself and must hear when there is none. */
 void spill_step_aside(const char *why);
 bool spill_aside(void);
@@ -341,6 +344,10 @@ void spill_capture_end(CUstream stream, bool ptsz);
 /* Captures end with their context too. */
 void spill_capture_context_gone(CUcontext ctx);
 bool spill_capturing(void);
+/* False where something is being captured. Else no capture begins until spill_capture_let_in: for a question that would break
+ * one, to be answered at once. */
+bool spill_capture_hold_off(void);
+void spill_capture_let_in(void);
 /* Context of a stream; of the default streams the current one. */
 CUcontext spill_stream_context(CUstream stream);
 
