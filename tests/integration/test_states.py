@@ -288,3 +288,246 @@ def test_comfyuis_offloader_is_given_way_to(script, library):
     assert answer["same"] and answer["fits"] == 0
     assert state(answer) == ("frozen", "ComfyUI's own offloader (comfy-aimdo) is loaded")
     assert "stepping aside: ComfyUI's own offloader (comfy-aimdo) is loaded; nothing is spilled or moved from now on" in answer["stderr"]
+
+
+# --- dead ------------------------------------------------------------------------------------------------------------------
+
+STICKY = {
+    226: "CONTAINED",
+    700: "ILLEGAL_ADDRESS",
+    702: "LAUNCH_TIMEOUT",
+    714: "HARDWARE_STACK_ERROR",
+    715: "ILLEGAL_INSTRUCTION",
+    716: "MISALIGNED_ADDRESS",
+    717: "INVALID_ADDRESS_SPACE",
+    718: "INVALID_PC",
+    719: "LAUNCH_FAILED",
+    721: "TENSOR_MEMORY_LEAK",
+    810: "MPS_CLIENT_TERMINATED",
+}
+
+
+@pytest.mark.parametrize("error", STICKY)
+def test_an_error_that_ends_a_process_is_seen_wherever_it_comes_from(script, error):
+    """In the answer of a synchronise; then nothing of ours is done any more, and each call gets the driver's answer."""
+    text = f"""
+        ctx = Ctx()
+        {SCRIPT_SPILLS.strip()}
+        before = [attribute("memory_type", held[0]), address_range(held[0])[1]]
+        answers = [code("cuCtxSynchronize"), code("cuMemFree_v2", held[0]), try_alloc(24 * MIB)[0]]
+        table = [attribute("memory_type", held[1]), address_range(held[1])[1]]
+        done(answers=answers, before=before, table=table)
+    """
+    answer = script(text, sim={"FAULTS": f"cuCtxSynchronize=sticky:{error}@1"})
+    assert answer["answers"] == [error, error, error]
+    assert answer["before"] == answer["table"] == [2, 24 * MIB], "of a region our table goes on to tell"
+    assert state(answer) == ("dead", f"the driver answered CUDA_ERROR_{STICKY[error]} ({error})")
+    assert answer["stderr"].count("dead: ") == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["cuMemAlloc", "cuMemFree", "cuMemFreeAsync", "cuStreamSynchronize", "cuMemcpyHtoD", "cuMemsetD8", "cuLaunchKernel", "cuCtxCreate"],
+)
+def test_a_sticky_error_in_any_answer(script, entry):
+    text = """
+        ctx = Ctx()
+        kernels, s, other = Kernels(), stream(), u64()
+        held, small, pool = alloc(24 * MIB), alloc(4096), u64()
+        cu("cuMemAllocAsync", ref(pool), 4096, s)
+        answers = {}
+        for name, args in {
+            "cuMemAlloc": ("cuMemAlloc_v2", ref(u64()), 4096), "cuMemFree": ("cuMemFree_v2", small), "cuMemFreeAsync": ("cuMemFreeAsync", pool.value, s),
+            "cuStreamSynchronize": ("cuStreamSynchronize", s), "cuMemcpyHtoD": ("cuMemcpyHtoD_v2", small, at(np.zeros(64, np.uint8)), 64),
+            "cuMemsetD8": ("cuMemsetD8_v2", small, 0, 64), "cuCtxCreate": ("cuCtxCreate_v2", ref(other), 0, 0),
+        }.items():
+            if name == sys.argv[1]:
+                answer = code(*args)
+        if sys.argv[1] == "cuLaunchKernel":
+            try:
+                kernels.fill(small, 4096, 1)
+                answer = 0
+            except DriverError as e:
+                answer = e.result
+        done(answer=answer)
+    """
+    # On a card with room for all: the probe's process would meet the fault.
+    answer = script(text, entry, vram="1G", sim={"FAULTS": f"{entry}=700@{dict(cuMemAlloc=2).get(entry, 1)}"})
+    assert answer["answer"] == 700
+    assert state(answer) == ("dead", "the driver answered CUDA_ERROR_ILLEGAL_ADDRESS (700)")
+
+
+def test_the_drivers_own_end(script):
+    """Error 4: the driver shuts down before the program has."""
+    text = f"""
+        ctx = Ctx()
+        {SCRIPT_SPILLS.strip()}
+        done(answers=[code("cuCtxSynchronize"), code("cuMemFree_v2", held[0])])
+    """
+    answer = script(text, sim={"FAULTS": "cuCtxSynchronize=4@1"})
+    assert answer["answers"] == [4, 4]
+    assert state(answer) == ("dead", "the driver is shutting down (error 4)")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (710, "a device-side assert has ended a context (error 710)"),
+        (214, "the driver answered CUDA_ERROR_ECC_UNCORRECTABLE (214)"),
+        (220, "the driver answered CUDA_ERROR_NVLINK_UNCORRECTABLE (220)"),
+    ],
+)
+def test_an_error_that_leaves_a_process_usable_freezes(script, error, why):
+    """cuda.h says of an assert that the context must be destroyed, not the process; another context goes on spilling."""
+    text = f"""
+        ctx = Ctx()
+        own, current = u64(), u64()
+        cu("cuCtxCreate_v2", ref(own), 0, 0)
+        first = alloc(24 * MIB)
+        lost = [code("cuCtxSynchronize"), code("cuCtxDestroy_v2", own.value)]
+        cu("cuCtxSetCurrent", ctx.handle)
+        {SCRIPT_SPILLS.strip()}
+        for p in held:
+            free(p)
+        done(lost=lost)
+    """
+    answer = script(text, sim={"FAULTS": f"cuCtxSynchronize=sticky:{error}@1"})
+    assert answer["lost"] == [error, 0]
+    assert state(answer) == ("frozen", why)
+    assert spilled_bytes(answer["stats"]) > 0
+
+
+@pytest.mark.parametrize("error", [1, 2, 201, 400, 401, 600, 701, 709, 720, 900])
+def test_ordinary_errors_change_nothing(script, error):
+    text = f"ctx = Ctx()\n{SCRIPT_SPILLS}answer = code('cuCtxSynchronize')\nfor p in held:\n    free(p)\ndone(answer=answer)"
+    answer = script(text, sim={"FAULTS": f"cuCtxSynchronize={error}@1"})
+    assert answer["answer"] == error
+    assert state(answer) == ("open", "")
+
+
+# --- the ends of contexts and processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [[], ["threads"]], ids=["alone", "threads"])
+def test_frees_while_the_process_ends(run_sim, c_program, threads):
+    """In exit handlers that run before and after ours, and in a destructor: the driver is there, so they work as ever. Threads
+    that nobody stops neither crash nor hang it."""
+    result = run_sim([c_program("states/exits.c"), *threads], env=FINE, vram=CARD).ok()
+    assert result.stdout == "late 0\nearly 0\ndestructor 0\n"
+    assert [one["state"] for one in result.stats] == ["open"]
+
+
+@pytest.mark.parametrize("how", ["destroy", "reset", "release"])
+def test_the_end_of_a_context_ends_its_regions_only(script, how):
+    """Freed or not, pinned by a captured copy or in limbo: what the context held is given back, and another context's stays."""
+    text = """
+        how = sys.argv[1]
+        ctx, own = Ctx(), u64()
+        kept_by = ctx.handle
+        if how == "destroy":
+            cu("cuCtxCreate_v2", ref(own), 0, ctx.device)
+        else:
+            cu("cuCtxCreate_v2", ref(own), 0, ctx.device)
+            kept_by = own.value
+        keep = alloc(8 * MIB) if kept_by == own.value else None
+        if how == "destroy":
+            cu("cuCtxSetCurrent", kept_by)
+            keep = alloc(8 * MIB)
+            cu("cuCtxSetCurrent", own.value)
+        else:
+            cu("cuCtxSetCurrent", ctx.handle)
+        upload(keep, pattern(8 * MIB, 7))
+        before = mem_info()[0]
+        s = stream()
+        held = [alloc(24 * MIB) for _ in range(4)]
+        cu("cuStreamBeginCapture_v2", s, 2)
+        cu("cuMemcpyDtoDAsync_v2", held[0], held[1], MIB, s)
+        graph = u64()
+        cu("cuStreamEndCapture", s, ref(graph))
+        cu("cuMemFreeAsync", held.pop(), s)
+        if how == "destroy":
+            cu("cuCtxDestroy_v2", own.value)
+        else:
+            cu({"reset": "cuDevicePrimaryCtxReset_v2", "release": "cuDevicePrimaryCtxRelease_v2"}[how], ctx.device)
+        cu("cuCtxSetCurrent", kept_by)
+        gone = [code("cuMemFree_v2", p) for p in held]
+        done(gone=gone, back=mem_info()[0] >= before, same=bool((download(keep, 8 * MIB) == pattern(8 * MIB, 7)).all()))
+    """
+    answer = script(text, how)
+    assert answer["gone"] == [1, 1, 1]
+    assert answer["back"] and answer["same"]
+    assert state(answer) == ("open", "")
+
+
+@pytest.mark.parametrize("how", ["twice", "inside", "foreign", "both ways"])
+def test_frees_of_what_is_no_allocation(script, how):
+    """Each gets the driver's INVALID_VALUE, and harms nothing."""
+    text = """
+        ctx, s = Ctx(), stream()
+        held = [alloc(24 * MIB) for _ in range(4)]
+        for i, p in enumerate(held):
+            upload(p, pattern(24 * MIB, i))
+        victim = held.pop()
+        how = sys.argv[1]
+        if how == "twice":
+            answers = [code("cuMemFree_v2", victim), code("cuMemFree_v2", victim), code("cuMemFreeAsync", victim, s)]
+        elif how == "inside":
+            answers = [code("cuMemFree_v2", victim + MIB), code("cuMemFreeAsync", victim + 2 * MIB, s)]
+        elif how == "foreign":
+            answers = [code("cuMemFree_v2", 1 << 40), code("cuMemFree_v2", at(np.zeros(1)))]
+        else:
+            answers = [code("cuMemFreeAsync", victim, s), code("cuMemFree_v2", victim), code("cuMemFreeAsync", victim, s)]
+        same = all(bool((download(p, 24 * MIB) == pattern(24 * MIB, i)).all()) for i, p in enumerate(held))
+        again = [code("cuMemFree_v2", p) for p in held]
+        done(answers=answers, same=same, again=again)
+    """
+    answer = script(text, how)
+    assert answer["answers"] == {"twice": [0, 1, 1], "inside": [1, 1], "foreign": [1, 1], "both ways": [0, 1, 1]}[how]
+    assert answer["same"] and answer["again"] == [0, 0, 0]
+
+
+def test_contexts_that_come_and_go_beside_sweeps(script):
+    """One thread creates and destroys contexts with regions and limbo of their own, others allocate, free and synchronise, which
+    sweeps limbo: nobody asks the driver about a context that is being destroyed (simgpu refuses a stale handle; strict mode of
+    a real driver would crash), nobody waits for ever, all memory comes back."""
+    text = """
+        import threading
+        ctx = Ctx()
+        first = alloc(8 * MIB)
+        free(first)
+        start, wrong, stop = mem_info()[0], [], threading.Event()
+        def guarded(work):
+            try:
+                work()
+            except Exception as e:
+                wrong.append(repr(e))
+        def contexts():
+            for _ in range(60):
+                own = u64()
+                cu("cuCtxCreate_v2", ref(own), 0, ctx.device)
+                s = stream()
+                held = [alloc(2 * MIB) for _ in range(3)]
+                cu("cuMemsetD8Async", held[0], 1, 2 * MIB, s)
+                cu("cuMemFreeAsync", held[0], s)
+                cu("cuCtxDestroy_v2", own.value)
+            stop.set()
+        def others():
+            cu("cuCtxSetCurrent", ctx.handle)
+            s = stream()
+            while not stop.is_set():
+                p = alloc(2 * MIB)
+                cu("cuMemsetD8Async", p, 2, 2 * MIB, s)
+                cu("cuMemFreeAsync", p, s)
+                cu("cuStreamSynchronize", s)
+        threads = [threading.Thread(target=guarded, args=(w,)) for w in (contexts, others, others)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        sync()
+        free(alloc(2 * MIB))
+        done(wrong=wrong, back=mem_info()[0] == start)
+    """
+    answer = script(text, vram="1G")
+    assert answer["wrong"] == []
+    assert answer["back"]
