@@ -60,6 +60,8 @@ ENTRIES = {
     "cuGraphicsVDPAURegisterOutputSurface": GRAPHICS,
     "cuGraphicsMapResources": GRAPHICS,
     "cuGraphicsMapResources_ptsz": GRAPHICS,
+    "cuStreamBeginCaptureToCig": GRAPHICS,
+    "cuStreamBeginCaptureToCig_ptsz": GRAPHICS,
     "cuImportExternalMemory": EXTERNAL,
     "cuImportExternalSemaphore": EXTERNAL,
     "cuCtxEnablePeerAccess": PEERS,

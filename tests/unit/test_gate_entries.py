@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which driver entries pass the gate: every hook is called on a driver that notes whether the gate has been entered, and no entry
+that takes a stream is forgotten, whatever version of CUDA's headers this is built with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+HOOKS = ["launch", "copy", "copy_rect", "memset", "graph", "lifecycle", "identity"]
+
+WAITS = "waits or asks: held back, it would keep a program waiting for what a move doesn't change"
+ENDS = "ends something: what is freed is drained first, under the engine lock"
+ASKS = "asks about a pointer: answered from our table, which a move doesn't change"
+UVM = "concerns cudaMallocManaged memory, which is never in a region"
+ARRAYS = "copies between arrays and the program's own host memory"
+ORDER = "orders or marks work, and touches no memory of the program"
+STREAM = "makes, describes or changes a stream"
+HOST = "calls a function of the program: while it runs, the GPU is not idle"
+POOL = "concerns the driver's pools, which hold no region; what they refuse becomes a region under the engine lock"
+FOREIGN = "works with other APIs: that freezes the process"
+
+# Entries by base name, where a hook or a stream could let one expect the gate.
+NOT_GATED = {
+    WAITS: "cuCtxSynchronize cuStreamSynchronize cuStreamQuery cuStreamEndCapture cuStreamEndCaptureToCig",
+    ENDS: "cuStreamDestroy cuCtxDestroy cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease cuDevicePrimaryCtxReset",
+    ASKS: "cuPointerGetAttribute cuPointerGetAttributes cuMemGetAddressRange cuIpcGetMemHandle cuMemGetHandleForAddressRange",
+    UVM: "cuMemPrefetchAsync cuMemPrefetchBatchAsync cuMemDiscardBatchAsync cuMemDiscardAndPrefetchBatchAsync cuStreamAttachMemAsync",
+    ARRAYS: "cuMemcpyHtoAAsync cuMemcpyAtoHAsync cuMemMapArrayAsync",
+    ORDER: "cuEventRecord cuEventRecordWithFlags cuStreamWaitEvent",
+    STREAM: "cuStreamCopyAttributes cuStreamCreate cuStreamCreateWithPriority cuGreenCtxStreamCreate cuStreamGetAttribute cuStreamSetAttribute "
+    "cuStreamGetCaptureInfo cuStreamIsCapturing cuStreamUpdateCaptureDependencies cuStreamGetCtx cuStreamGetDevice cuStreamGetFlags "
+    "cuStreamGetGreenCtx cuStreamGetId cuStreamGetPriority cuStreamGetDevResource cuOccupancyMaxActiveClusters "
+    "cuOccupancyMaxPotentialClusterSize",
+    HOST: "cuLaunchHostFunc cuStreamAddCallback",
+    POOL: "cuMemAllocAsync cuMemAllocFromPoolAsync cuMemFreeAsync",
+    FOREIGN: "cuSignalExternalSemaphoresAsync cuWaitExternalSemaphoresAsync cuGraphicsMapResources cuGraphicsUnmapResources "
+    "cuStreamBeginCaptureToCig",
+}  # fmt: skip
+EXEMPT = {name for names in NOT_GATED.values() for name in names.split()}
+
+
+def rows() -> list[tuple[str, str, int, int]]:
+    """(symbol, name, version, flags) of hooks.def."""
+    source = '#define HOOK(symbol, name, version, flags, pfn) row symbol name version flags;\n#include "shim/hooks.def"\n'
+    text = subprocess.run(["gcc", "-E", "-P", f"-I{CSRC}", "-xc", "-"], input=source, capture_output=True, text=True, check=True).stdout
+    return [(s, n, int(v), int(f)) for s, n, v, f in re.findall(r'row (\w+) "(\w+)" (\d+) (\d+);', text)]
+
+
+@pytest.fixture(scope="module")
+def depths(cuda_include, tmp_path_factory) -> dict[str, tuple[int, int]]:
+    """By symbol: how deep in the gate the driver was called, and how deep the thread is afterwards."""
+    program = tmp_path_factory.mktemp("gate") / "entries"
+    parts = [CSRC / "shim" / f"hook_{name}.c" for name in HOOKS]
+    parts += [CSRC / "shim" / "split.c", CSRC / "shim" / "driver.c", CSRC / "link" / "ledger.c", *sorted((CSRC / "tiering").glob("*.c"))]
+    subprocess.run(
+        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Werror", f"-I{CSRC}", f"-isystem{cuda_include}", "-o", program,
+         ROOT / "tests/programs/gate/entries.c", *parts, "-ldl", "-lpthread"],
+        check=True,
+    )  # fmt: skip
+    lines = subprocess.run([program], capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    return {symbol: (int(then), int(left)) for symbol, then, left in map(str.split, lines)}
+
+
+def test_hooks_of_submitting_entries_are_inside_the_gate_and_leave_it(depths):
+    name_of = {symbol: name for symbol, name, _, _ in rows()}
+    expected = {symbol: (0 if name_of[symbol] in EXEMPT else 1, 0) for symbol in depths}
+    assert depths == expected
+    assert sum(then for then, _ in depths.values()) > 100
+
+
+def test_no_entry_that_takes_a_stream_is_forgotten(cuda_include, depths):
+    typed = re.findall(r"PFN_(cu\w+?)_v(\d+)(_ptsz|_ptds)?\)\s*\(([^;]*)\);", (cuda_include / "cudaTypedefs.h").read_text())
+    assert len(typed) > 500
+    takes_stream = {name for name, _, _, taken in typed if re.search(r"\bCUstream \w|CUlaunchConfig", taken)}
+    gated = {name for symbol, name, _, _ in rows() if symbol in depths and name not in EXEMPT}
+    assert takes_stream - gated - EXEMPT == set(), "gate it, or say why not"
+    hooked = {(name, version, flags) for _, name, version, flags in rows()}
+    # Of what is gated, every ABI; but 32-bit device addresses can't name managed memory.
+    wide = {
+        (name, int(version), 2 if suffix else 0) for name, version, suffix, taken in typed
+        if name in gated and not re.search(r"CUdeviceptr_v1|CUDA_MEMCPY[23]D_v1", taken)
+    }  # fmt: skip
+    assert wide - hooked == set()
