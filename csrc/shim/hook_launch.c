@@ -5,10 +5,10 @@
  * runs the GPU isn't idle), events, what concerns cudaMallocManaged memory alone, and what works on arrays. */
 #include "shim/hook.h"
 
-#define GATED(symbol, params, args)                 \
-    SPILL_EXPORT CUresult CUDAAPI symbol params     \
-    {                                               \
-        SPILL_GATED(symbol);                        \
+#define GATED(symbol, params, args)                     \
+    SPILL_EXPORT CUresult CUDAAPI symbol params         \
+    {                                                   \
+        SPILL_GATED(symbol);                            \
         return spill_seen(spill_driver()->symbol args); \
     }
 /* With its per-thread-default-stream twin. */
@@ -46,7 +46,7 @@ GATED_SZ(cuMemBatchDecompressAsync,
     {                                                                                                         \
         SPILL_GATED(symbol);                                                                                  \
         spill_pin_captured(stream, ptsz, addr, 0);                                                            \
-        return spill_driver()->symbol(stream, addr, value, flags);                                            \
+        return spill_seen(spill_driver()->symbol(stream, addr, value, flags));                                \
     }
 #define VALUE_SZ(symbol, type)  \
     VALUE(symbol, type, false) \
@@ -67,7 +67,7 @@ VALUE_SZ(cuStreamWriteValue64_v2, cuuint64_t)
         SPILL_GATED(symbol);                                                                                                 \
         if (spill_captured(stream, ptsz))                                                                                    \
             spill_pin_mem_ops(paramArray, count);                                                                            \
-        return spill_driver()->symbol(stream, count, paramArray, flags);                                                     \
+        return spill_seen(spill_driver()->symbol(stream, count, paramArray, flags));                                         \
     }
 MEM_OPS(cuStreamBatchMemOp, false)
 MEM_OPS(cuStreamBatchMemOp_ptsz, true)
@@ -81,7 +81,7 @@ MEM_OPS(cuStreamBatchMemOp_v2_ptsz, true)
         SPILL_GATED(symbol);                                                                                             \
         if (spill_captured(hStream, ptsz))                                                                               \
             spill_pin_fabric(opList, numOps);                                                                            \
-        return spill_driver()->symbol(numOps, opList, flags, hStream);                                                   \
+        return spill_seen(spill_driver()->symbol(numOps, opList, flags, hStream));                                       \
     }
 FABRIC(cuFabricCpyBatchAsync, false)
 FABRIC(cuFabricCpyBatchAsync_ptsz, true)

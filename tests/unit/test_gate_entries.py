@@ -15,7 +15,7 @@ CSRC = ROOT / "csrc"
 HOOKS = ["launch", "copy", "copy_rect", "memset", "graph", "lifecycle", "identity"]
 
 WAITS = "waits or asks: held back, it would keep a program waiting for what a move doesn't change"
-ENDS = "ends something: what is freed is drained first, under the engine lock"
+LIFE = "makes or ends a context or stream: what it takes along is drained first, under the engine lock"
 ASKS = "asks about a pointer: answered from our table, which a move doesn't change"
 UVM = "concerns cudaMallocManaged memory, which is never in a region"
 ARRAYS = "copies between arrays and the program's own host memory"
@@ -28,7 +28,7 @@ FOREIGN = "works with other APIs: that freezes the process"
 # Entries by base name, where a hook or a stream could let one expect the gate.
 NOT_GATED = {
     WAITS: "cuCtxSynchronize cuStreamSynchronize cuStreamQuery cuStreamEndCapture cuStreamEndCaptureToCig",
-    ENDS: "cuStreamDestroy cuCtxDestroy cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease cuDevicePrimaryCtxReset",
+    LIFE: "cuCtxCreate cuStreamDestroy cuCtxDestroy cuDevicePrimaryCtxRetain cuDevicePrimaryCtxRelease cuDevicePrimaryCtxReset",
     ASKS: "cuPointerGetAttribute cuPointerGetAttributes cuMemGetAddressRange cuIpcGetMemHandle cuMemGetHandleForAddressRange",
     UVM: "cuMemPrefetchAsync cuMemPrefetchBatchAsync cuMemDiscardBatchAsync cuMemDiscardAndPrefetchBatchAsync cuStreamAttachMemAsync",
     ARRAYS: "cuMemcpyHtoAAsync cuMemcpyAtoHAsync cuMemMapArrayAsync",
@@ -57,7 +57,8 @@ def depths(cuda_include, tmp_path_factory) -> dict[str, tuple[int, int]]:
     """By symbol: how deep in the gate the driver was called, and how deep the thread is afterwards."""
     program = tmp_path_factory.mktemp("gate") / "entries"
     parts = [CSRC / "shim" / f"hook_{name}.c" for name in HOOKS]
-    parts += [CSRC / "shim" / "split.c", CSRC / "shim" / "driver.c", CSRC / "link" / "ledger.c", *sorted((CSRC / "tiering").glob("*.c"))]
+    parts += [CSRC / "shim" / f"{name}.c" for name in ("split", "driver", "config", "log")]
+    parts += [CSRC / "link" / "ledger.c", *sorted((CSRC / "tiering").glob("*.c"))]
     subprocess.run(
         ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Werror", f"-I{CSRC}", f"-isystem{cuda_include}", "-o", program,
          ROOT / "tests/programs/gate/entries.c", *parts, "-ldl", "-lpthread"],

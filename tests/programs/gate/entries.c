@@ -9,14 +9,10 @@
 #include <string.h>
 
 #include "shim/hook.h"
-#include "shim/log.h"
 #include "shim/resolve.h"
 
 /* ---- what the hooks need from outside ---- */
 
-void spill_log(enum spill_log_level level, const char *fmt, ...) { (void)level, (void)fmt; }
-void spill_say(const char *fmt, ...) { (void)fmt; }
-const char *spill_size_text(unsigned long long bytes, char buf[16]) { return (void)bytes, strcpy(buf, "?"); }
 void *spill_real_symbol(enum spill_lib lib, const char *symbol) { return (void)lib, (void)symbol, NULL; }
 /* The hooks take their long way. */
 bool spill_started(void) { return true; }
