@@ -4,12 +4,15 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "link/ledger.h"
+#include "link/segment.h"
 #include "shim/config.h"
 #include "shim/freeze.h"
 #include "shim/log.h"
+#include "shim/worker.h"
 
 static struct spill_settings settings;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -67,6 +70,8 @@ static uint64_t chunk_size(const struct spill_amount *a, uint64_t fallback)
 static void in_child(void)
 {
     if (spill_device_any()) {
+        spill_worker_abandon();
+        spill_segment_abandon();
         spill_after_fork();
         return;
     }
@@ -78,8 +83,23 @@ static void in_child(void)
  * driver shuts down. The program's remaining handlers free what they like; the driver says when that is over. */
 static void exit_begins(void)
 {
-    if (owner == getpid())
-        spill_exit_begins();
+    if (owner != getpid())
+        return;
+    spill_exit_begins();
+    spill_worker_stop();
+}
+
+/* Something of ours is in VRAM or in RAM now: from here on there is something to say, and to do. */
+static void managed(void)
+{
+    if (!spill_config()->control)
+        return;
+    spill_lock();
+    int err = spill_segment_make(settings.job);
+    spill_unlock();
+    if (err)
+        spill_log(SPILL_LOG_DEBUG, "no shared memory for statistics: %s", strerror(err));
+    spill_worker_start();
 }
 
 static void start(void)
@@ -103,6 +123,7 @@ static void start(void)
         .host_limit = host_limit,
         .ram_reserve = ram_reserve,
         .probe = spill_probe_run,
+        .managed = managed,
         .look = spill_freeze_look,
     };
     spill_config_complain();

@@ -111,6 +111,15 @@ static uint64_t now(const uint64_t *counter)
     return __atomic_load_n(counter, __ATOMIC_RELAXED);
 }
 
+void spill_holdings(uint64_t *vram, uint64_t *ram)
+{
+    *vram = *ram = 0;
+    for (int i = 0; i < SPILL_MAX_DEVICES; i++) {
+        *vram += now(&device_table[i].vram_used);
+        *ram += now(&device_table[i].ram_used);
+    }
+}
+
 void spill_usage(const struct spill_device *d, struct spill_ledger_sum *sum)
 {
     const struct spill_settings *s = spill_settings();

@@ -16,6 +16,7 @@ enum { RECHECK = 256 << 20, PATIENCE_MS = 100, DRAIN_MS = 2, DISPLACE_MS = 100, 
 
 static const struct spill_settings *settings;
 static struct spill_stats stats;
+static bool told; /* settings->managed was called */
 static pthread_mutex_t engine = PTHREAD_MUTEX_INITIALIZER;
 
 
@@ -241,6 +242,7 @@ static void count_new(const struct spill_region *region)
 {
     spill_unsettled();
     spill_count(&stats.managed_count, 1);
+    spill_count(&stats.regions, 1);
     spill_count(&stats.managed_bytes, (int64_t)region->mapped);
     if (region->ram_bytes) {
         spill_count(&stats.spilled_count, 1);
@@ -386,6 +388,8 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
         r = allocate(device, size, out, &soft);
     spill_capture_leave(mode);
     spill_unlock();
+    if (r == CUDA_SUCCESS && settings->managed && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
+        settings->managed();
     return r;
 }
 
@@ -394,6 +398,7 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
 static void forget(struct spill_region *region)
 {
     spill_unsettled();
+    spill_count(&stats.regions, -1);
     spill_count(&stats.managed_bytes, -(int64_t)region->mapped);
     spill_count(&stats.spilled_bytes, -(int64_t)region->ram_bytes);
     spill_region_recycle(region);

@@ -307,12 +307,10 @@ static void finish(struct move *m)
 {
     if (!m->region)
         return;
-    struct spill_move_stats *s = spill_move_stats();
     close_window(m);
     give_back(m, m->old, m->old_count);
     spill_account(m->region->device, 0, 0); /* the peaks */
-    spill_count(m->to == SPILL_RAM ? &s->demoted : &s->promoted, 1);
-    spill_count(m->to == SPILL_RAM ? &s->demoted_bytes : &s->promoted_bytes, (int64_t)moved_bytes(m));
+    spill_move_add(m->to, moved_bytes(m));
     drop(m);
 }
 

@@ -19,24 +19,14 @@
 
 #include "tiering/tiering.h"
 
-/* Why nothing, or less than was wanted, was moved. */
-enum spill_reason {
-    SPILL_REASON_NONE,     /* all that was wanted */
-    SPILL_REASON_NOTHING,  /* nothing there to be moved */
-    SPILL_REASON_STATE,    /* the process is frozen or dead: spill_state_why() */
-    SPILL_REASON_CAPTURE,  /* a stream is being captured */
-    SPILL_REASON_BUSY,     /* the GPU was not idle before the deadline */
-    SPILL_REASON_VRAM,     /* no room in VRAM */
-    SPILL_REASON_RAM,      /* the budget grants no more RAM */
-    SPILL_REASON_DRIVER,   /* the driver refused a step; everything is where it was */
-    SPILL_REASON_PINNED,   /* what is left is pinned, or fixed in RAM */
-};
-
 /* ---- stats.c ---- */
 
-/* Never NULL. */
+/* Never NULL; not to be kept over an allocation. */
 struct spill_move_stats *spill_move_stats(void);
-void spill_pause_add(struct spill_pauses *pauses, uint64_t ns);
+/* A safepoint was reached after `ns` of waiting; it was left after `ns`; a move in it is complete. */
+void spill_drain_add(uint64_t ns);
+void spill_pause_add(bool bulk, uint64_t ns);
+void spill_move_add(enum spill_tier to, uint64_t bytes);
 
 /* ---- context.c: the contexts of the process, and the driver's word that they are idle ---- */
 
@@ -155,7 +145,7 @@ struct spill_order_result {
     enum spill_reason reason;
 };
 
-/* Move up to `bytes` (UINT64_MAX: all) of all regions to RAM or to VRAM. Takes the engine lock for a batch at a time, and waits
+/* Move `bytes` (UINT64_MAX: all) of all regions to RAM, rounded up to whole chunks, or at most so many to VRAM. Takes the engine lock for a batch at a time, and waits
  * for the GPU to be idle for at most `patience_ms` without progress. On any thread that is outside the gate; needs no current
  * context. */
 struct spill_order_result spill_order_demote(uint64_t bytes, unsigned patience_ms);

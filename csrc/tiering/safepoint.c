@@ -36,13 +36,12 @@ enum spill_reason spill_safepoint_enter(uint64_t deadline_ns)
         return spill_count(&s->refused_busy, 1), SPILL_REASON_BUSY;
     }
     drained_at = spill_now_ns();
-    spill_count(&s->safepoints, 1);
-    spill_count(&s->drain_ns, (int64_t)(drained_at - began));
+    spill_drain_add(drained_at - began);
     return SPILL_REASON_NONE;
 }
 
 void spill_safepoint_leave(bool bulk)
 {
     spill_gate_open();
-    spill_pause_add(&spill_move_stats()->pause[bulk], spill_now_ns() - drained_at);
+    spill_pause_add(bulk, spill_now_ns() - drained_at);
 }

@@ -70,6 +70,8 @@ struct spill_settings {
     uint64_t (*ram_reserve)(uint64_t total);
     /* Find the backend, in a child process; called once, when VRAM is getting short. */
     void (*probe)(int device, struct spill_probe_result *out);
+    /* The first region is there. Called once, without a lock held. NULL: nothing to do. */
+    void (*managed)(void);
     /* Look for reasons to be frozen that come without a call: libraries, debuggers. NULL: there are none. */
     void (*look)(void);
 };
@@ -116,6 +118,7 @@ struct spill_stats {
     uint64_t native_count, native_bytes, native_peak;
     uint64_t spilled_count, spilled_bytes, spilled_peak, spilled_total;
     uint64_t vram_bytes, vram_peak;
+    uint64_t regions; /* now */
     uint64_t share_ram, share_all; /* bytes in RAM and in all when the bytes in RAM peaked */
     uint64_t oom_count;
     uint64_t pins_count, pins_bytes; /* regions that were ever pinned */
@@ -159,12 +162,6 @@ bool spill_soft_oom(size_t size);
 void spill_soft_unheard(void);
 
 /* ---- state.c: what may still be done to this process's memory ---- */
-
-enum spill_state {
-    SPILL_OPEN,
-    SPILL_FROZEN, /* allocations spill as ever; nothing is moved after it was placed */
-    SPILL_DEAD,   /* every call passes through; the driver is asked for nothing, memory is left alone */
-};
 
 /* No lock; never goes back. */
 enum spill_state spill_state_now(void);
@@ -238,6 +235,8 @@ CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free);
 /* Asked before every native allocation: true unless `bytes` more would exceed the job's limit. Asks nothing of the driver,
  * but may probe (spill_backend_foresee). */
 bool spill_vram_allows(int device, uint64_t bytes);
+/* What this process holds on all devices, bytes. Asks nothing of the driver, takes no lock. */
+void spill_holdings(uint64_t *vram, uint64_t *ram);
 /* Record that this process holds so many bytes more (or less); updates ledger and peaks (of all counters). */
 void spill_account(int device, int64_t vram, int64_t ram);
 

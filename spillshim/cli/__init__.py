@@ -22,6 +22,7 @@ _VERBS = {
     "path": "Print the path of the library to preload.",
     "env": "Print the environment of `run`, for eval in a shell.",
     "doctor": "Check this machine, or prove that a program's allocations reach the shim.",
+    "status": "Show what the shim does in running programs.",
     "demo": "Show a program that survives the end of VRAM.",
 }
 

@@ -53,7 +53,7 @@ def hooks(cuda_include: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def variants(cuda_include: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Test-only builds of the library: "breaks" obeys SPILLSHIM_TEST_BREAK, the others are linked wrongly on purpose."""
     folder = tmp_path_factory.mktemp("breaks")
-    sources = [*(CSRC / "shim").glob("*.c"), *(CSRC / "shim").glob("*.S"), *(CSRC / "tiering").glob("*.c"), CSRC / "link" / "ledger.c"]
+    sources = [*(CSRC / "shim").glob("*.c"), *(CSRC / "shim").glob("*.S"), *(CSRC / "tiering").glob("*.c"), *(CSRC / "link" / f"{name}.c" for name in ("ledger", "segment", "socket"))]
     flags = ["-std=gnu11", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ftls-model=initial-exec", "-DSPILL_TEST_BREAKS=1"]
 
     def compile_one(source: Path) -> Path:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = [*sorted((ROOT / "csrc" / "tiering").glob("*.c")), ROOT / "csrc/link/ledger.c", ROOT / "csrc/shim/driver.c"]
+ENGINE = [*sorted((ROOT / "csrc" / "tiering").glob("*.c")), ROOT / "csrc/link/ledger.c", ROOT / "csrc/link/segment.c", ROOT / "csrc/shim/driver.c"]
 
 
 def test_fault_sweep(tmp_path, run_sim, cuda_include):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = [*sorted((ROOT / "csrc" / "tiering").glob("*.c")), ROOT / "csrc/link/ledger.c", ROOT / "csrc/shim/driver.c"]
+ENGINE = [*sorted((ROOT / "csrc" / "tiering").glob("*.c")), ROOT / "csrc/link/ledger.c", ROOT / "csrc/link/segment.c", ROOT / "csrc/shim/driver.c"]
 
 
 @pytest.fixture(scope="session")
