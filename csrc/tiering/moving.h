@@ -105,8 +105,8 @@ enum spill_reason spill_move_series(struct spill_series *series);
 
 /* ---- sweep.c ---- */
 
-/* VRAM of the current context's device that promotions may fill: down to the headroom. Bytes. */
-uint64_t spill_promotion_room(int device);
+/* VRAM of the region's device that promotions may fill: down to the headroom. Bytes. */
+uint64_t spill_promotion_room(const struct spill_region *region);
 
 /* `next` of a series: from slot to slot, in order of address. Zeroed but for the first three. */
 struct spill_sweep {

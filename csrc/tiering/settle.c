@@ -72,12 +72,12 @@ static enum spill_reason promote(struct spill_region *region)
 static enum spill_reason mend(struct spill_region *region, const struct spill_region *largest)
 {
     enum spill_reason why = SPILL_REASON_NONE;
-    uint64_t room = spill_promotion_room(region->device);
+    uint64_t room = spill_promotion_room(region);
     while (region->mapped < largest->mapped && region->ram_bytes > room) {
         uint64_t lacks = region->ram_bytes - room, now = spill_now_ns();
         if (!spill_displace(region->device, lacks, region->mapped, now + DRAIN_MS * 1000000ull, PAUSE_MS * 1000000ull, &why))
             break;
-        room = spill_promotion_room(region->device);
+        room = spill_promotion_room(region);
     }
     if (why == SPILL_REASON_BUSY || why == SPILL_REASON_CAPTURE || why == SPILL_REASON_STATE)
         return why;

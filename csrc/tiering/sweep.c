@@ -6,13 +6,46 @@
 
 #define RUN ((uint64_t)1 << 30)
 
-uint64_t spill_promotion_room(int device)
+uint64_t spill_promotion_room(const struct spill_region *region)
 {
-    const struct spill_device *d = spill_device(device);
+    const struct spill_device *d = spill_device(region->device);
     uint64_t usable = 0, device_free;
-    if (spill_vram_free(device, &usable, &device_free) != CUDA_SUCCESS || usable < d->headroom)
+    CUcontext popped;
+    /* The worker has no context of its own, and the program's may be of another device. */
+    if (spill_driver()->cuCtxPushCurrent_v2(region->ctx) != CUDA_SUCCESS)
         return 0;
-    return usable - d->headroom;
+    CUresult r = spill_vram_free(region->device, &usable, &device_free);
+    spill_driver()->cuCtxPopCurrent_v2(&popped);
+    return r == CUDA_SUCCESS && usable > d->headroom ? usable - d->headroom : 0;
+}
+
+/* Whole chunks until it is as much as was asked for: whoever sends memory away wants so much room. */
+static uint64_t run_down(const struct spill_sweep *p, const struct spill_region *region, uint32_t first)
+{
+    uint64_t most = p->left < RUN ? p->left : RUN, bytes = 0;
+    for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to && bytes < most; i++)
+        bytes += spill_chunk_bytes(&region->chunks[i]);
+    return bytes;
+}
+
+/* Whole chunks that there is room for, no more than was asked for; where that is less than one chunk, its end (`*stay`: its
+ * beginning, which stays). */
+static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region, uint32_t first, uint64_t *stay)
+{
+    uint64_t room = spill_promotion_room(region), wanted = p->left & ~(SPILL_GRANULE - 1), bytes = 0;
+    uint64_t most = wanted < RUN ? wanted : RUN, chunk = spill_chunk_bytes(&region->chunks[first]);
+    most = room < most ? room : most;
+    for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to; i++) {
+        if (bytes + spill_chunk_bytes(&region->chunks[i]) > most)
+            break;
+        bytes += spill_chunk_bytes(&region->chunks[i]);
+    }
+    if (!bytes && wanted && wanted < chunk && wanted <= room) {
+        *stay = chunk - wanted;
+        bytes = chunk;
+    }
+    p->full = !bytes && wanted;
+    return bytes;
 }
 
 bool spill_sweep_next(void *arg, struct spill_want *want)
@@ -29,24 +62,14 @@ bool spill_sweep_next(void *arg, struct spill_want *want)
             continue;
         if (p->ctx && p->ctx != region->ctx)
             return false; /* the next series begins here */
-        uint64_t most = p->left < RUN ? p->left : RUN, bytes = 0;
-        if (p->to == SPILL_VRAM) {
-            uint64_t free_now = spill_promotion_room(region->device);
-            most = free_now < most ? free_now : most;
-        }
-        for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to; i++) {
-            if (bytes + spill_chunk_bytes(&region->chunks[i]) > most)
-                break;
-            bytes += spill_chunk_bytes(&region->chunks[i]);
-        }
-        p->full = !bytes;
-        if (p->full)
+        uint64_t stay = 0, bytes = p->to == SPILL_RAM ? run_down(p, region, first) : run_up(p, region, first, &stay);
+        if (!bytes)
             return false;
         p->ctx = region->ctx;
         *want = (struct spill_want){ .region = region, .offset = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT,
-                                     .bytes = bytes, .to = p->to, .piece = spill_settings()->chunk };
+                                     .bytes = bytes, .to = p->to, .stay = stay, .piece = spill_settings()->chunk };
         p->offset = want->offset + bytes;
-        p->left -= bytes;
+        p->left -= bytes - stay < p->left ? bytes - stay : p->left;
         return true;
     }
     return false;
