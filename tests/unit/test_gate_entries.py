@@ -58,7 +58,7 @@ def depths(cuda_include, tmp_path_factory) -> dict[str, tuple[int, int]]:
     program = tmp_path_factory.mktemp("gate") / "entries"
     parts = [CSRC / "shim" / f"hook_{name}.c" for name in HOOKS]
     parts += [CSRC / "shim" / f"{name}.c" for name in ("split", "driver", "config", "log")]
-    parts += [CSRC / "link" / "ledger.c", *sorted((CSRC / "tiering").glob("*.c"))]
+    parts += [CSRC / "link" / "ledger.c", CSRC / "link" / "segment.c", *sorted((CSRC / "tiering").glob("*.c"))]
     subprocess.run(
         ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Werror", f"-I{CSRC}", f"-isystem{cuda_include}", "-o", program,
          ROOT / "tests/programs/gate/entries.c", *parts, "-ldl", "-lpthread"],
