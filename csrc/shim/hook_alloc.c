@@ -116,7 +116,7 @@ SPILL_EXPORT CUresult CUDAAPI cuMemFree_v2(CUdeviceptr dptr)
     struct spill_region *region = spill_region_find(dptr);
     if (region) {
         CUresult r = dptr == region->base && !region->limbo ? spill_capture_verdict() : CUDA_ERROR_INVALID_VALUE;
-        return r != CUDA_SUCCESS ? r : spill_seen(spill_free(region));
+        return r != CUDA_SUCCESS ? r : spill_seen(spill_free(dptr));
     }
     if (spill_arena_contains(dptr))
         return CUDA_ERROR_INVALID_VALUE; /* freed already: to the driver it would be part of our reservation */

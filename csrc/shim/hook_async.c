@@ -64,7 +64,7 @@ static CUresult free_async(CUdeviceptr p, CUstream stream, bool ptsz, CUresult(C
         return spill_dead_free(p, real(p, stream));
     struct spill_region *region = spill_region_find(p);
     if (region)
-        return p == region->base ? spill_seen(spill_free_async(region, stream, ptsz)) : CUDA_ERROR_INVALID_VALUE;
+        return p == region->base ? spill_seen(spill_free_async(p, stream, ptsz)) : CUDA_ERROR_INVALID_VALUE;
     if (spill_arena_contains(p))
         return CUDA_ERROR_INVALID_VALUE;
     bool counted = spill_native_remove(p, &was);

@@ -414,25 +414,33 @@ void spill_region_release(struct spill_region *region)
     forget(region);
 }
 
-CUresult spill_free(struct spill_region *region)
+struct spill_region *spill_claim(CUdeviceptr p)
+{
+    struct spill_region *region = spill_region_find(p);
+    if (!region || !region->live || region->base != p || region->limbo)
+        return NULL;
+    region->limbo = true;
+    return region;
+}
+
+CUresult spill_free(CUdeviceptr p)
 {
     const struct spill_driver *d = spill_driver();
     CUcontext popped;
     spill_lock();
-    bool again = region->limbo;
-    uint32_t generation = region->generation;
-    region->limbo = true;
-    spill_unlock();
-    if (again)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (spill_capturing()) {
-        spill_lock();
+    struct spill_region *region = spill_claim(p);
+    uint32_t generation = region ? region->generation : 0;
+    CUcontext ctx = region ? region->ctx : NULL;
+    if (region && spill_capturing()) {
         spill_limbo_defer(region);
         spill_unlock();
         return CUDA_SUCCESS;
     }
+    spill_unlock();
+    if (!region)
+        return CUDA_ERROR_INVALID_VALUE;
     /* Without the lock: a kernel may wait for something that another thread does after an allocation. */
-    CUresult r = d->cuCtxPushCurrent_v2(region->ctx);
+    CUresult r = d->cuCtxPushCurrent_v2(ctx);
     if (r == CUDA_SUCCESS) {
         r = d->cuCtxSynchronize();
         d->cuCtxPopCurrent_v2(&popped);
@@ -440,6 +448,10 @@ CUresult spill_free(struct spill_region *region)
     spill_lock();
     if (!region->live || region->generation != generation) {
         /* Its context was destroyed meanwhile, and the region with it. */
+    } else if (r == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) {
+        /* A capture began since we looked: not the affair of this free, which as the driver's would have waited all the same. */
+        spill_limbo_defer(region);
+        r = CUDA_SUCCESS;
     } else if (r == CUDA_SUCCESS) {
         CUstreamCaptureMode mode = spill_capture_enter();
         spill_region_release(region);

@@ -33,7 +33,7 @@ static bool add(struct spill_region *region, CUevent event, CUcontext ctx)
     return true;
 }
 
-CUresult spill_free_async(struct spill_region *region, CUstream stream, bool ptsz)
+CUresult spill_free_async(CUdeviceptr p, CUstream stream, bool ptsz)
 {
     const struct spill_driver *d = spill_driver();
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -45,7 +45,8 @@ CUresult spill_free_async(struct spill_region *region, CUstream stream, bool pts
     if (status != CU_STREAM_CAPTURE_STATUS_NONE)
         return CUDA_ERROR_INVALID_VALUE;
     spill_lock();
-    if (region->limbo) {
+    struct spill_region *region = spill_claim(p);
+    if (!region) {
         spill_unlock();
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -60,12 +61,11 @@ CUresult spill_free_async(struct spill_region *region, CUstream stream, bool pts
             r = (ptsz ? d->cuEventRecord_ptsz : d->cuEventRecord)(event, stream);
         if (r == CUDA_SUCCESS && !add(region, event, ctx))
             r = CUDA_ERROR_OUT_OF_MEMORY;
-        if (r == CUDA_SUCCESS)
-            region->limbo = true;
-        else if (event)
+        if (r != CUDA_SUCCESS && event)
             d->cuEventDestroy_v2(event);
         d->cuCtxPopCurrent_v2(&popped);
     }
+    region->limbo = r == CUDA_SUCCESS;
     spill_limbo_sweep(0);
     spill_capture_leave(mode);
     spill_unlock();

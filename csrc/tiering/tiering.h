@@ -145,8 +145,11 @@ void spill_unlock(void);
 /* Allocate `size` bytes for the current context, in VRAM, in RAM or in both. CUDA_ERROR_OUT_OF_MEMORY where neither has
  * room, or the budget says no, as the driver would have answered. */
 CUresult spill_alloc(size_t size, CUdeviceptr *out);
-/* Free a region at once: waits until its context is idle, as the driver's cuMemFree does. */
-CUresult spill_free(struct spill_region *region);
+/* Free the region at `p` at once: waits until its context is idle, as the driver's cuMemFree does. */
+CUresult spill_free(CUdeviceptr p);
+/* The region at `p`, whose free has now been asked for; NULL where nothing begins there that isn't being freed already: between
+ * a look-up without the lock and this another thread may have freed it, and the slot may hold another region. Under the lock. */
+struct spill_region *spill_claim(CUdeviceptr p);
 /* Release a region's memory and addresses; the GPU must be done with it. Under the engine lock. */
 void spill_region_release(struct spill_region *region);
 /* Forget every region of a context that the application destroyed. */
@@ -321,8 +324,8 @@ void spill_budget_leave(bool forked);
 
 /* ---- limbo.c ---- */
 
-/* Free `region` after the work now queued on `stream`. */
-CUresult spill_free_async(struct spill_region *region, CUstream stream, bool ptsz);
+/* Free the region at `p` after the work now queued on `stream`. */
+CUresult spill_free_async(CUdeviceptr p, CUstream stream, bool ptsz);
 /* Free it at the next sweep outside a capture: a cuMemFree while something is captured cannot wait for the device. */
 void spill_limbo_defer(struct spill_region *region);
 /* Release what the GPU has finished with, waiting for it at most `patience_ms`. Does nothing during a capture. Under the

@@ -70,7 +70,7 @@ static long sweep_allocation(size_t size, CUresult with, size_t free_at_start)
         fail_at = 0;
         if (r == CUDA_SUCCESS) {
             check_bytes(p, size);
-            CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+            CHECK(spill_free(p) == CUDA_SUCCESS);
             CHECK(spill_region_find(p) == NULL);
         } else {
             CHECK(r == with || r == CUDA_ERROR_OUT_OF_MEMORY);
@@ -105,22 +105,22 @@ int main(int argc, char **argv)
     snprintf(scenario, sizeof scenario, "a free whose wait fails leaves the region as it was");
     CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
     calls = 0, fail_at = 1, fail_with = CUDA_ERROR_LAUNCH_FAILED;
-    CHECK(spill_free(spill_region_find(p)) == CUDA_ERROR_LAUNCH_FAILED);
+    CHECK(spill_free(p) == CUDA_ERROR_LAUNCH_FAILED);
     fail_at = 0;
     check_bytes(p, 80 * MIB);
-    CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+    CHECK(spill_free(p) == CUDA_SUCCESS);
     check_empty(start);
 
     snprintf(scenario, sizeof scenario, "a region whose context is destroyed while its free waits is released once");
     CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
     dies_meanwhile = ctx;
-    CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+    CHECK(spill_free(p) == CUDA_SUCCESS);
     dies_meanwhile = NULL;
     check_empty(start);
     CUdeviceptr one, two;
     CHECK(spill_alloc(40 * MIB, &one) == CUDA_SUCCESS && spill_alloc(40 * MIB, &two) == CUDA_SUCCESS);
     CHECK(one + 40 * MIB <= two || two + 40 * MIB <= one);
-    CHECK(spill_free(spill_region_find(one)) == CUDA_SUCCESS && spill_free(spill_region_find(two)) == CUDA_SUCCESS);
+    CHECK(spill_free(one) == CUDA_SUCCESS && spill_free(two) == CUDA_SUCCESS);
     check_empty(start);
 
     snprintf(scenario, sizeof scenario, "one thread at a time asks for RAM");
@@ -142,7 +142,7 @@ int main(int argc, char **argv)
     check_empty(start);
     write_meminfo(root, 8 << 20);
     CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
-    CHECK(spill_free(spill_region_find(p)) == CUDA_SUCCESS);
+    CHECK(spill_free(p) == CUDA_SUCCESS);
     check_empty(start);
     printf("ok\n");
     return 0;

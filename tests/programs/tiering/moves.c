@@ -27,7 +27,7 @@ static CUdeviceptr allocated(size_t size, unsigned salt)
     return p;
 }
 
-static void freed(CUdeviceptr p) { CHECK(spill_free(region_of(p)) == CUDA_SUCCESS); }
+static void freed(CUdeviceptr p) { CHECK(spill_free(p) == CUDA_SUCCESS); }
 
 /* What the chunks say, what the counters say and what the driver says are the same. */
 static void check_sums(void)
