@@ -8,8 +8,13 @@
 #define GATED(symbol, params, args)                     \
     SPILL_EXPORT CUresult CUDAAPI symbol params         \
     {                                                   \
-        SPILL_GATED(symbol);                            \
-        return spill_seen(spill_driver()->symbol args); \
+        const struct spill_driver *d = spill_driver();  \
+        if (!d->symbol)                                 \
+            return SPILL_MISSING;                       \
+        spill_gate_enter();                             \
+        CUresult r = d->symbol args;                    \
+        spill_gate_leave();                             \
+        return spill_seen(r);                           \
     }
 /* With its per-thread-default-stream twin. */
 #define GATED_SZ(symbol, params, args) \
