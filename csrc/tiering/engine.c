@@ -292,7 +292,7 @@ static bool displace(int device, uint64_t lacks, uint64_t size)
     if (!settings->moves || skipped < skip)
         return skipped++, false;
     skipped = 0;
-    uint64_t freed = spill_displace(device, lacks, 2 * size, spill_now_ns() + DRAIN_MS * 1000000ull, DISPLACE_MS * 1000000ull, &why);
+    uint64_t freed = spill_displace(device, lacks, 2 * size, spill_now_ns() + spill_ms(DRAIN_MS), spill_ms(DISPLACE_MS), &why);
     if (why == SPILL_REASON_BUSY && !freed)
         skip = skip ? skip < LONGEST_SKIP ? skip * 2 : skip : 1;
     else

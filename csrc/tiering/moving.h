@@ -51,6 +51,8 @@ CUstream spill_context_stream(CUcontext ctx);
 /* ---- safepoint.c ---- */
 
 uint64_t spill_now_ns(void); /* CLOCK_MONOTONIC */
+/* A deadline or a longest pause of `ms` milliseconds in ns, with the settings' slack. */
+uint64_t spill_ms(unsigned ms);
 /* Close the gate and have idleness proven, both before `deadline_ns`. NONE: closed, spill_safepoint_leave opens it. Else it is
  * open. */
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns);

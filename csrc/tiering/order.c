@@ -32,9 +32,9 @@ static struct spill_order_result carry_out(enum spill_tier to, uint64_t bytes, u
     for (;;) {
         struct spill_sweep before = plan;
         plan.ctx = NULL;
-        struct spill_series series = { .next = spill_sweep_next, .arg = &plan, .pause_ns = PAUSE_MS * 1000000ull, .bulk = true };
+        struct spill_series series = { .next = spill_sweep_next, .arg = &plan, .pause_ns = spill_ms(PAUSE_MS), .bulk = true };
         spill_lock();
-        series.deadline_ns = spill_now_ns() + DRAIN_MS * 1000000ull;
+        series.deadline_ns = spill_now_ns() + spill_ms(DRAIN_MS);
         result.reason = spill_move_series(&series);
         spill_unlock();
         result.moved += series.moved;

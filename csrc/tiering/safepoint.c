@@ -18,6 +18,12 @@ uint64_t spill_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+uint64_t spill_ms(unsigned ms)
+{
+    unsigned slack = spill_settings()->slack;
+    return (slack ? slack : 1) * (ms * 1000000ull);
+}
+
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns)
 {
     struct spill_move_stats *s = spill_move_stats();

@@ -58,11 +58,11 @@ static void consider(struct spill_region *region, void *arg)
 static enum spill_reason promote(struct spill_region *region)
 {
     struct spill_sweep sweep = { .to = SPILL_VRAM, .left = UINT64_MAX, .only = region, .slot = region->index };
-    struct spill_series series = { .next = spill_sweep_next, .arg = &sweep, .pause_ns = PAUSE_MS * 1000000ull, .bulk = true };
+    struct spill_series series = { .next = spill_sweep_next, .arg = &sweep, .pause_ns = spill_ms(PAUSE_MS), .bulk = true };
     enum spill_reason why;
     do {
         sweep.ctx = NULL;
-        series.deadline_ns = spill_now_ns() + DRAIN_MS * 1000000ull;
+        series.deadline_ns = spill_now_ns() + spill_ms(DRAIN_MS);
         why = spill_move_series(&series);
     } while (why == SPILL_REASON_NONE);
     return why;
@@ -75,7 +75,7 @@ static enum spill_reason mend(struct spill_region *region, const struct spill_re
     uint64_t room = spill_promotion_room(region);
     while (region->mapped < largest->mapped && region->ram_bytes > room) {
         uint64_t lacks = region->ram_bytes - room, now = spill_now_ns();
-        if (!spill_displace(region->device, lacks, region->mapped, now + DRAIN_MS * 1000000ull, PAUSE_MS * 1000000ull, &why))
+        if (!spill_displace(region->device, lacks, region->mapped, now + spill_ms(DRAIN_MS), spill_ms(PAUSE_MS), &why))
             break;
         room = spill_promotion_room(region);
     }

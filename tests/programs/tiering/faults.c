@@ -14,6 +14,10 @@
 static char root[512];
 static size_t tip_at; /* once so many bytes of RAM are pinned, MemAvailable drops */
 
+static CUcontext ctx;
+
+static void destroy(void) { spill_discard_context(ctx); }
+
 static void tip(void)
 {
     if (tip_at && host_bytes >= tip_at)
@@ -92,7 +96,7 @@ int main(int argc, char **argv)
     const struct spill_settings settings = harness_settings(root);
     write_meminfo(root, 8 << 20);
     after_create = tip;
-    CUcontext ctx = harness_start(&settings);
+    ctx = harness_start(&settings);
     size_t start = free_vram();
     spill_budget_ledger();
 
@@ -113,9 +117,9 @@ int main(int argc, char **argv)
 
     snprintf(scenario, sizeof scenario, "a region whose context is destroyed while its free waits is released once");
     CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
-    dies_meanwhile = ctx;
+    meanwhile = destroy;
     CHECK(spill_free(p) == CUDA_SUCCESS);
-    dies_meanwhile = NULL;
+    meanwhile = NULL;
     check_empty(start);
     CUdeviceptr one, two;
     CHECK(spill_alloc(40 * MIB, &one) == CUDA_SUCCESS && spill_alloc(40 * MIB, &two) == CUDA_SUCCESS);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, a door
- * to the simulated driver whose calls are counted and fail on request, and checks. Included once, by each program of this folder.
- * Rules: a CHECK that is false ends the program with its line and the scenario; `fail_at` counts only calls made through the door. */
+/* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, the
+ * door of door.h, and checks. Included once, by each such program of this folder.
+ * Rules: a CHECK that is false ends the program with its line and the scenario. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "door.h"
 #include "link/ledger.h"
 #include "shim/log.h"
 #include "shim/resolve.h"
@@ -24,7 +25,6 @@
     } while (0)
 
 static char scenario[200] = "start";
-static struct spill_driver real;
 
 /* ---- what the engine needs from outside ---- */
 
@@ -71,7 +71,7 @@ static void probe(int device, struct spill_probe_result *out)
 static struct spill_settings harness_settings(const char *root)
 {
     return (struct spill_settings){
-        .spill = true, .managed_min = 16 * MIB, .chunk = 8 * MIB, .spill_chunk = 2 * MIB, .state_dir = getenv("HARNESS_STATE"),
+        .spill = true, .slack = 100, .managed_min = 16 * MIB, .chunk = 8 * MIB, .spill_chunk = 2 * MIB, .state_dir = getenv("HARNESS_STATE"),
         .proc_root = root, .vram_limit = all, .headroom = eighth, .holdback = none, .host_limit = unlimited,
         .ram_reserve = half_gib, .probe = probe,
     };
@@ -87,62 +87,7 @@ static void write_meminfo(const char *root, unsigned long available_kib)
     fclose(f);
 }
 
-/* ---- the door whose calls are counted, and fail ---- */
-
-static long calls, fail_at, fail_at_too; /* the fail_at-th counted call fails, and the fail_at_too-th; 0: none */
-static CUresult fail_with = CUDA_ERROR_UNKNOWN;
-static size_t host_bytes; /* of RAM that was ever created */
-static void (*after_create)(void);
-
-static bool fails(void)
-{
-    ++calls;
-    return calls == fail_at || calls == fail_at_too;
-}
-
-#define COUNTED(symbol, params, ...)                                       \
-    static CUresult counted_##symbol params                                \
-    {                                                                      \
-        return fails() ? fail_with : real.symbol(__VA_ARGS__);             \
-    }
-COUNTED(cuMemMap, (CUdeviceptr p, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags), p, size,
-        offset, handle, flags)
-COUNTED(cuMemUnmap, (CUdeviceptr p, size_t size), p, size)
-COUNTED(cuMemSetAccess, (CUdeviceptr p, size_t size, const CUmemAccessDesc *desc, size_t count), p, size, desc, count)
-COUNTED(cuMemAddressReserve, (CUdeviceptr * p, size_t size, size_t alignment, CUdeviceptr address, unsigned long long flags), p, size,
-        alignment, address, flags)
-COUNTED(cuMemGetInfo_v2, (size_t *free_now, size_t *total), free_now, total)
-COUNTED(cuCtxGetDevice, (CUdevice *device), device)
-COUNTED(cuMemcpyDtoDAsync_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), to, from, bytes, stream)
-COUNTED(cuStreamSynchronize, (CUstream stream), stream)
-COUNTED(cuStreamCreate, (CUstream * stream, unsigned flags), stream, flags)
-COUNTED(cuCtxRecordEvent, (CUcontext ctx, CUevent event), ctx, event)
-COUNTED(cuEventCreate, (CUevent * event, unsigned flags), event, flags)
-COUNTED(cuEventQuery, (CUevent event), event)
-COUNTED(cuCtxPushCurrent_v2, (CUcontext ctx), ctx)
-
-static CUresult counted_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
-                                    unsigned long long flags)
-{
-    if (fails())
-        return fail_with;
-    CUresult r = real.cuMemCreate(handle, size, prop, flags);
-    if (r == CUDA_SUCCESS && prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
-        host_bytes += size;
-    if (r == CUDA_SUCCESS && after_create)
-        after_create();
-    return r;
-}
-
-static CUcontext dies_meanwhile; /* destroyed by another thread while this one waits for it */
-
-static CUresult counted_cuCtxSynchronize(void)
-{
-    CUresult r = fails() ? fail_with : real.cuCtxSynchronize();
-    if (dies_meanwhile)
-        spill_discard_context(dies_meanwhile);
-    return r;
-}
+/* ---- the door ---- */
 
 static void *lookup(const char *symbol, bool nvml)
 {
@@ -156,17 +101,8 @@ static void *lookup(const char *symbol, bool nvml)
 
 static void *counted(const char *symbol, bool nvml)
 {
-#define WRAPPED(name) { #name, (void *)counted_##name }
-    static const struct { const char *symbol; void *function; } wrapped[] = {
-        WRAPPED(cuMemCreate), WRAPPED(cuMemMap), WRAPPED(cuMemUnmap), WRAPPED(cuMemSetAccess), WRAPPED(cuMemAddressReserve),
-        WRAPPED(cuMemGetInfo_v2), WRAPPED(cuCtxGetDevice), WRAPPED(cuMemcpyDtoDAsync_v2), WRAPPED(cuStreamSynchronize),
-        WRAPPED(cuStreamCreate), WRAPPED(cuCtxRecordEvent), WRAPPED(cuEventCreate), WRAPPED(cuEventQuery), WRAPPED(cuCtxPushCurrent_v2),
-        WRAPPED(cuCtxSynchronize),
-    };
-    for (size_t i = 0; i < sizeof wrapped / sizeof wrapped[0]; i++)
-        if (strcmp(symbol, wrapped[i].symbol) == 0)
-            return wrapped[i].function;
-    return lookup(symbol, nvml);
+    void *own = door_counted(symbol);
+    return own ? own : lookup(symbol, nvml);
 }
 
 /* Driver up, primary context current, door counted, engine started. */
