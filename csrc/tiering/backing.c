@@ -83,10 +83,7 @@ CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CU
     } else {
         prop.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
         prop.location.id = device;
-        /* As cudaMalloc's memory, it may be registered for RDMA. */
-        int can = 0;
-        spill_driver()->cuDeviceGetAttribute(&can, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, device);
-        prop.allocFlags.gpuDirectRDMACapable = (unsigned char)(can != 0);
+        prop.allocFlags.gpuDirectRDMACapable = spill_device(device)->rdma; /* as cudaMalloc's memory is */
     }
     CUresult r = spill_driver()->cuMemCreate(out, bytes, &prop, 0);
     if (r != CUDA_SUCCESS && tier == SPILL_RAM)

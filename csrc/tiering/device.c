@@ -53,6 +53,7 @@ static void learn(struct spill_device *d, CUdevice device)
     door->cuDeviceTotalMem_v2(&total, device);
     spill_device_limits(d, key_of(device), total);
     d->vmm = attribute(device, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 0) && door->cuMemCreate;
+    d->rdma = attribute(device, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, 0) != 0;
     d->numa = attribute(device, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, 0);
     if (d->numa < 0)
         d->numa = 0; /* -1: the machine has no NUMA; the driver then takes node 0 */

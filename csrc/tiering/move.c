@@ -79,6 +79,9 @@ static enum spill_reason take_backings(struct move *m)
 {
     uint64_t granted = m->into_ram, since_check = 0;
     char why[160];
+    /* Where everything fitted, nothing has asked yet how RAM reaches the GPU. */
+    if (granted && spill_backend(m->region->device)->backend > SPILL_BACKEND_HOST)
+        return SPILL_REASON_RAM;
     if (granted && !spill_budget_ask(granted, why)) {
         spill_log(SPILL_LOG_DEBUG, "demotion of %llu bytes: %s", (unsigned long long)granted, why);
         return SPILL_REASON_RAM;
@@ -317,14 +320,18 @@ static void finish(struct move *m)
 /* Copy and switch over `m`; meanwhile prepare `*then`, if the series goes on, and finish the move `last`. */
 static enum spill_reason make(struct move *m, struct move *last, struct spill_series *series, struct move *then)
 {
+    uint64_t began = spill_now_ns();
     CUresult r = copy_start(m);
     enum spill_reason why = SPILL_REASON_NONE;
     struct spill_want want;
+    bool alone = !last->region && (!m->into_ram || m->into_ram == m->bytes);
     finish(last);
     if (r == CUDA_SUCCESS && spill_now_ns() < series->pause_until_ns && series->next(series->arg, &want))
         why = prepare(then, &want, m->region == want.region ? m : NULL);
     if (r == CUDA_SUCCESS)
         r = copy_wait(m);
+    if (r == CUDA_SUCCESS && alone && !then->region)
+        spill_steady_seen(m->region->device, m->bytes, spill_now_ns() - began);
     if (r == CUDA_SUCCESS)
         r = switch_over(m);
     if (r != CUDA_SUCCESS) {

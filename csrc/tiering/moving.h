@@ -48,9 +48,22 @@ bool spill_contexts_idle(uint64_t deadline_ns);
 /* Our own stream in `ctx`, made at the first call; the context is current. NULL where the driver makes none. */
 CUstream spill_context_stream(CUcontext ctx);
 
-/* ---- safepoint.c ---- */
+/* ---- clock.c ---- */
 
 uint64_t spill_now_ns(void); /* CLOCK_MONOTONIC */
+
+/* ---- steady.c: moves that a running program does not notice ---- */
+
+/* Bytes of one such move between the tiers of `device`: what its link was seen to carry in 0.7 ms, in whole granules, at least one. */
+uint64_t spill_steady_bytes(int device);
+/* From move.c: a copy over the link of `device` took so long. */
+void spill_steady_seen(int device, uint64_t bytes, uint64_t ns);
+/* Move what holds `offset` of `region` to tier `to`: one chunk, or the part of it that is small enough. In one pause, reached before
+ * `deadline_ns`; counted apart from bulk moves. Under the engine lock. *moved: bytes. */
+enum spill_reason spill_steady_move(struct spill_region *region, uint64_t offset, enum spill_tier to, uint64_t deadline_ns, uint64_t *moved);
+
+/* ---- safepoint.c ---- */
+
 /* A deadline or a longest pause of `ms` milliseconds in ns, with the settings' slack. */
 uint64_t spill_ms(unsigned ms);
 /* Close the gate and have idleness proven, both before `deadline_ns`. NONE: closed, spill_safepoint_leave opens it. Else it is

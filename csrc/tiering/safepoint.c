@@ -5,18 +5,9 @@
  * the gate, so that what is seen with the gate closed stays true until it opens. */
 #include "tiering/moving.h"
 
-#include <time.h>
-
 #include "tiering/gate.h"
 
 static uint64_t drained_at;
-
-uint64_t spill_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 uint64_t spill_ms(unsigned ms)
 {

@@ -215,6 +215,7 @@ struct spill_device {
     uint64_t vram_used, ram_used; /* by this process, bytes */
     uint64_t hbm_rate; /* bytes per second by clock and bus width; 0: unknown */
     bool vmm;          /* supports virtual memory management */
+    bool rdma;         /* and memory that other devices may be let into */
     int numa;          /* nearest NUMA node, 0 where there is none */
     int peer_count;
     int peers[SPILL_MAX_DEVICES]; /* devices that can address this one's memory, itself first */

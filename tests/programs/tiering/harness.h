@@ -77,7 +77,7 @@ static struct spill_settings harness_settings(const char *root)
     };
 }
 
-static void write_meminfo(const char *root, unsigned long available_kib)
+static inline void write_meminfo(const char *root, unsigned long available_kib)
 {
     char path[600];
     snprintf(path, sizeof path, "%s/proc/meminfo", root);
