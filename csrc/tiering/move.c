@@ -382,6 +382,9 @@ enum spill_reason spill_move_series(struct spill_series *series)
     CUcontext popped;
     enum spill_reason why = SPILL_REASON_NOTHING;
     series->moved = 0;
+    /* Before anything is prepared: in a dead process the driver isn't even asked for memory. */
+    if (!spill_may_move())
+        return spill_count(&spill_move_stats()->refused_state, 1), SPILL_REASON_STATE;
     if (!series->next(series->arg, &want))
         return why;
     if (spill_driver()->cuCtxPushCurrent_v2(want.region->ctx) != CUDA_SUCCESS)

@@ -18,7 +18,7 @@ uint64_t spill_ms(unsigned ms)
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns)
 {
     struct spill_move_stats *s = spill_move_stats();
-    if (!spill_may_move())
+    if (spill_state_now() != SPILL_OPEN)
         return spill_count(&s->refused_state, 1), SPILL_REASON_STATE;
     if (spill_capturing())
         return spill_count(&s->refused_capture, 1), SPILL_REASON_CAPTURE;

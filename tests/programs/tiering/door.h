@@ -68,7 +68,6 @@ COUNTED(cuCtxGetDevice, (CUdevice *device), device)
 COUNTED(cuMemcpyDtoDAsync_v2, (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream), to, from, bytes, stream)
 COUNTED(cuStreamSynchronize, (CUstream stream), stream)
 COUNTED(cuStreamCreate, (CUstream * stream, unsigned flags), stream, flags)
-COUNTED(cuCtxRecordEvent, (CUcontext ctx, CUevent event), ctx, event)
 COUNTED(cuEventRecord, (CUevent event, CUstream stream), event, stream)
 COUNTED(cuEventQuery, (CUevent event), event)
 COUNTED(cuCtxPushCurrent_v2, (CUcontext ctx), ctx)
@@ -100,6 +99,15 @@ static CUresult counted_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t
     if (r == CUDA_SUCCESS && after_create)
         after_create();
     return r;
+}
+
+static _Thread_local void (*before_record)(void);
+
+static CUresult counted_cuCtxRecordEvent(CUcontext ctx, CUevent event)
+{
+    if (before_record)
+        before_record();
+    return fails() ? fail_with : real.cuCtxRecordEvent(ctx, event);
 }
 
 static void (*meanwhile)(void); /* done by another thread while this one waits for a context */
