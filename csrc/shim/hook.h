@@ -41,7 +41,7 @@ struct spill_split {
     uint64_t at;    /* offset of the piece, bytes */
     uint64_t bytes; /* its length */
     uint64_t left;  /* bytes from `at` on */
-    CUresult error; /* CUDA_ERROR_INVALID_VALUE where a range runs past the end of its region */
+    CUresult error; /* of a range: spill_range_error */
     bool sync;      /* a region asked for synchronous memory operations (CU_POINTER_ATTRIBUTE_SYNC_MEMOPS) */
 };
 struct spill_split spill_split_start(CUdeviceptr a, CUdeviceptr b, uint64_t bytes);
@@ -49,8 +49,14 @@ bool spill_split_next(struct spill_split *split);
 
 /* Bytes from `p` that one driver call may cover, at most `limit`. split.c */
 uint64_t spill_run(CUdeviceptr p, uint64_t limit);
-/* False where [p, p + bytes) begins in a region and ends beyond it, or begins where a region was. */
-bool spill_range_ok(CUdeviceptr p, uint64_t bytes);
+/* CUDA_SUCCESS, or what to answer for a copy over [p, p + bytes): CUDA_ERROR_INVALID_VALUE where it begins in a region and ends
+ * beyond it, or begins where a region was; what poisoned the region, where that has a hole. */
+CUresult spill_range_error(CUdeviceptr p, uint64_t bytes);
+static inline CUresult spill_ranges_error(CUdeviceptr a, uint64_t a_bytes, CUdeviceptr b, uint64_t b_bytes)
+{
+    CUresult r = a ? spill_range_error(a, a_bytes) : CUDA_SUCCESS;
+    return r == CUDA_SUCCESS && b ? spill_range_error(b, b_bytes) : r;
+}
 /* True where every call may pass as it is: nothing managed, or the driver takes mixed ranges. */
 bool spill_copies_pass(void);
 

@@ -99,8 +99,9 @@ static CUresult batch_cut(const CUdeviceptr *dsts, const CUdeviceptr *srcs, cons
         return CUDA_SUCCESS;
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
-        if (!spill_range_ok(dsts[i], sizes[i]) || !spill_range_ok(srcs[i], sizes[i]))
-            return CUDA_ERROR_INVALID_VALUE;
+        CUresult r = spill_ranges_error(dsts[i], sizes[i], srcs[i], sizes[i]);
+        if (r != CUDA_SUCCESS)
+            return r;
         total += pieces_of(dsts[i], srcs[i], sizes[i]);
     }
     if (total == count)

@@ -75,8 +75,9 @@ static CUresult walk(struct side a, struct side b, struct box box, void *copy, p
 {
     if (spill_copies_pass() || !box.width || !box.height || !box.depth || malformed(&a, box) || malformed(&b, box))
         return part(copy, 0, 0, 0, box);
-    if ((a.start && !spill_range_ok(a.start, span(&a, box))) || (b.start && !spill_range_ok(b.start, span(&b, box))))
-        return CUDA_ERROR_INVALID_VALUE;
+    CUresult error = spill_ranges_error(a.start, span(&a, box), b.start, span(&b, box));
+    if (error != CUDA_SUCCESS)
+        return error;
     if (whole(&a, 0, 0, box) && whole(&b, 0, 0, box))
         return part(copy, 0, 0, 0, box);
     for (uint64_t z = 0; z < box.depth; z++)

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Hooks of everything else that gives the GPU work which may touch managed memory: kernels, graphs, memory operations of
  * streams. Called by the program, on its hottest path.
- * Rules: the driver's call inside the gate, nothing else; no lock, nothing shared is written. Not here: host functions (while one
- * runs the GPU isn't idle), events, what concerns cudaMallocManaged memory alone, and what works on arrays. */
+ * Rules: inside the gate there are one look and the driver's call, nothing else; no lock, nothing shared is written. Not here:
+ * host functions (while one runs the GPU isn't idle), events, what concerns cudaMallocManaged memory alone, arrays. */
 #include "shim/hook.h"
+#include "tiering/moving.h"
+
+/* What left a hole in a region: nobody knows whether this launch would run into it. */
+static inline CUresult poisoned(void) { return (CUresult)atomic_load_explicit(&spill_poison, memory_order_relaxed); }
 
 #define GATED(symbol, params, args)                     \
     SPILL_EXPORT CUresult CUDAAPI symbol params         \
@@ -12,9 +16,11 @@
         if (!d->symbol)                                 \
             return SPILL_MISSING;                       \
         spill_gate_enter();                             \
-        CUresult r = d->symbol args;                    \
+        CUresult r = poisoned();                        \
+        if (__builtin_expect(r == CUDA_SUCCESS, 1))     \
+            r = spill_seen(d->symbol args);             \
         spill_gate_leave();                             \
-        return spill_seen(r);                           \
+        return r;                                       \
     }
 /* With its per-thread-default-stream twin. */
 #define GATED_SZ(symbol, params, args) \
@@ -51,7 +57,8 @@ GATED_SZ(cuMemBatchDecompressAsync,
     {                                                                                                         \
         SPILL_GATED(symbol);                                                                                  \
         spill_pin_captured(stream, ptsz, addr, 0);                                                            \
-        return spill_seen(spill_driver()->symbol(stream, addr, value, flags));                                \
+        CUresult r = poisoned();                                                                              \
+        return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(stream, addr, value, flags));        \
     }
 #define VALUE_SZ(symbol, type)  \
     VALUE(symbol, type, false) \
@@ -72,7 +79,8 @@ VALUE_SZ(cuStreamWriteValue64_v2, cuuint64_t)
         SPILL_GATED(symbol);                                                                                                 \
         if (spill_captured(stream, ptsz))                                                                                    \
             spill_pin_mem_ops(paramArray, count);                                                                            \
-        return spill_seen(spill_driver()->symbol(stream, count, paramArray, flags));                                         \
+        CUresult r = poisoned();                                                                                             \
+        return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(stream, count, paramArray, flags));                 \
     }
 MEM_OPS(cuStreamBatchMemOp, false)
 MEM_OPS(cuStreamBatchMemOp_ptsz, true)
@@ -86,7 +94,8 @@ MEM_OPS(cuStreamBatchMemOp_v2_ptsz, true)
         SPILL_GATED(symbol);                                                                                             \
         if (spill_captured(hStream, ptsz))                                                                               \
             spill_pin_fabric(opList, numOps);                                                                            \
-        return spill_seen(spill_driver()->symbol(numOps, opList, flags, hStream));                                       \
+        CUresult r = poisoned();                                                                                         \
+        return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(numOps, opList, flags, hStream));               \
     }
 FABRIC(cuFabricCpyBatchAsync, false)
 FABRIC(cuFabricCpyBatchAsync_ptsz, true)

@@ -28,8 +28,9 @@
         if (spill_copies_pass() || !Height || !Width || Width > SIZE_MAX / sizeof(type) || dstPitch < row ||        \
             __builtin_mul_overflow(dstPitch, Height, &span))                                                        \
             return spill_driver()->symbol(dstDevice, dstPitch, value, Width, Height stream_arg);                    \
-        if (!spill_range_ok(dstDevice, span - dstPitch + row))                                                      \
-            return CUDA_ERROR_INVALID_VALUE;                                                                        \
+        CUresult error = spill_range_error(dstDevice, span - dstPitch + row);                                       \
+        if (error != CUDA_SUCCESS)                                                                                  \
+            return error;                                                                                           \
         for (size_t y = 0; y < Height; y += rows) {                                                                 \
             CUdeviceptr at = dstDevice + y * dstPitch;                                                              \
             uint64_t run = spill_run(at, (Height - y - 1) * dstPitch + row);                                        \

@@ -3,6 +3,7 @@
  * the copy and memset hooks. Rules: no driver call; no lock, unless fixed regions or spilled handles of the application's own
  * exist; a range that touches no region costs a few comparisons. */
 #include "shim/hook.h"
+#include "tiering/moving.h"
 
 bool spill_copies_pass(void)
 {
@@ -20,12 +21,15 @@ uint64_t spill_run(CUdeviceptr p, uint64_t limit)
     return region->ram_bytes && !region->fixed ? spill_region_run(region, p, limit, &tier) : limit;
 }
 
-bool spill_range_ok(CUdeviceptr p, uint64_t bytes)
+CUresult spill_range_error(CUdeviceptr p, uint64_t bytes)
 {
     const struct spill_region *region = spill_region_find(p);
     if (!region) /* an arena address that was freed: some drivers would find that out only when the copy runs */
-        return !bytes || !spill_arena_contains(p);
-    return p - region->base <= region->size && bytes <= region->size - (p - region->base);
+        return !bytes || !spill_arena_contains(p) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (region->poisoned)
+        return (CUresult)atomic_load_explicit(&spill_poison, memory_order_relaxed);
+    bool inside = p - region->base <= region->size && bytes <= region->size - (p - region->base);
+    return inside ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 bool spill_synchronous(CUdeviceptr a, CUdeviceptr b)
@@ -48,9 +52,8 @@ struct spill_split spill_split_start(CUdeviceptr a, CUdeviceptr b, uint64_t byte
     struct spill_split s = { .a = a, .b = b, .bytes = bytes, .left = bytes };
     if (spill_copies_pass())
         return s;
-    if (!spill_range_ok(a, bytes) || (b && !spill_range_ok(b, bytes)))
-        s.error = CUDA_ERROR_INVALID_VALUE;
-    else
+    s.error = spill_ranges_error(a, bytes, b, bytes);
+    if (s.error == CUDA_SUCCESS)
         cut(&s);
     s.sync = spill_synchronous(a, b);
     return s;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which driver entries pass the gate: every hook is called on a driver that notes whether the gate has been entered, and no entry
-that takes a stream is forgotten, whatever version of CUDA's headers this is built with."""
+that takes a stream is forgotten, whatever version of CUDA's headers this is built with. And which of them answer an error
+without asking the driver once a move has left a hole."""
 
 from __future__ import annotations
 
@@ -13,6 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 HOOKS = ["launch", "copy", "copy_rect", "memset", "graph", "lifecycle", "identity"]
+# What they need beside the engine.
+LINKED = ["split", "driver", "config", "log"]
+# Beside the launches and memory operations, work that names its memory in ways that nobody reads here.
+OTHERS = ["cuMemBatchDecompressAsync", "cuFabricCpyBatchAsync"]
 
 WAITS = "waits or asks: held back, it would keep a program waiting for what a move doesn't change"
 LIFE = "makes or ends a context or stream: what it takes along is drained first, under the engine lock"
@@ -53,19 +58,30 @@ def rows() -> list[tuple[str, str, int, int]]:
 
 
 @pytest.fixture(scope="module")
-def depths(cuda_include, tmp_path_factory) -> dict[str, tuple[int, int]]:
-    """By symbol: how deep in the gate the driver was called, and how deep the thread is afterwards."""
-    program = tmp_path_factory.mktemp("gate") / "entries"
+def program(cuda_include, tmp_path_factory) -> Path:
+    built = tmp_path_factory.mktemp("gate") / "entries"
     parts = [CSRC / "shim" / f"hook_{name}.c" for name in HOOKS]
-    parts += [CSRC / "shim" / f"{name}.c" for name in ("split", "driver", "config", "log")]
-    parts += [CSRC / "link" / "ledger.c", CSRC / "link" / "segment.c", *sorted((CSRC / "tiering").glob("*.c"))]
+    parts += [CSRC / "shim" / f"{name}.c" for name in LINKED]
+    parts += [CSRC / "link" / f"{name}.c" for name in ("ledger", "segment")]
+    parts += sorted((CSRC / "tiering").glob("*.c"))
     subprocess.run(
-        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Werror", f"-I{CSRC}", f"-isystem{cuda_include}", "-o", program,
+        ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Werror", f"-I{CSRC}", f"-isystem{cuda_include}", "-o", built,
          ROOT / "tests/programs/gate/entries.c", *parts, "-ldl", "-lpthread"],
         check=True,
     )  # fmt: skip
-    lines = subprocess.run([program], capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-    return {symbol: (int(then), int(left)) for symbol, then, left in map(str.split, lines)}
+    return built
+
+
+def run(program: Path, *arguments: str) -> list[list[str]]:
+    """The words of each line that it prints."""
+    printed = subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+    return [line.split() for line in printed.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def depths(program) -> dict[str, tuple[int, int]]:
+    """By symbol: how deep in the gate the driver was called, and how deep the thread is afterwards."""
+    return {symbol: (int(then), int(left)) for symbol, then, left, _ in run(program)}
 
 
 def test_hooks_of_submitting_entries_are_inside_the_gate_and_leave_it(depths):
@@ -88,3 +104,11 @@ def test_no_entry_that_takes_a_stream_is_forgotten(cuda_include, depths):
         if name in gated and not re.search(r"CUdeviceptr_v1|CUDA_MEMCPY[23]D_v1", taken)
     }  # fmt: skip
     assert wide - hooked == set()
+
+
+def test_nothing_runs_into_a_hole(program, depths):
+    *lines, verdict = run(program, "poisoned")
+    assert verdict == ["copies", "ok"]
+    refused = {symbol for symbol, then, left, answer in lines if (then, left, answer) == ("-1", "0", "600")}
+    launches = {symbol for symbol in depths if re.match(r"cu(Launch|GraphLaunch|GraphUpload|Stream(Wait|Write)Value|StreamBatchMemOp)", symbol)}
+    assert refused == launches | {f"{name}{twin}" for name in OTHERS for twin in ("", "_ptsz")}
