@@ -222,7 +222,7 @@ class Process:
             raise NoAnswer(f"there is no process {self.pid}", "`spillshim status` lists those that can be spoken to.") from None
         if os.getuid() not in (owner, 0):
             raise NoAnswer(
-                f"process {self.pid} ({_short(self.command)}) belongs to {_user(owner)}, and listens to that user and to root only",
+                f"process {self.pid} ({short(self.command)}) belongs to {_user(owner)}, and listens to that user and to root only",
                 f"Be one of the two: sudo -u {_user(owner)} spillshim …",
             )
         told = _environment_of(self.pid)
@@ -247,16 +247,16 @@ class Process:
         stopped = "stopped" if _state_letter(self.pid) in "Tt" else ""
         why = "it is stopped (SIGSTOP, or a debugger)" if stopped else "it is busy with another order, or stopped"
         fix = f"kill -CONT {self.pid}" if stopped else "Try again; `--json` of `spillshim status` shows whether it moves anything."
-        return NoAnswer(f"process {self.pid} ({_short(self.command)}) does not answer: {why}", fix)
+        return NoAnswer(f"process {self.pid} ({short(self.command)}) does not answer: {why}", fix)
 
     def _without_socket(self, env: Mapping[str, str]) -> NoAnswer:
-        who = f"process {self.pid} ({_short(self.command)})"
+        who = f"process {self.pid} ({short(self.command)})"
         try:
             loaded = native.LIBRARY_NAME in Path(f"/proc/{self.pid}/maps").read_text(errors="replace")
         except OSError:
             loaded = False
         if not loaded:
-            return NoAnswer(f"{who} runs without the shim", f"Start it with `spillshim run -- {_short(self.command)}`.")
+            return NoAnswer(f"{who} runs without the shim", f"Start it with `spillshim run -- {short(self.command)}`.")
         if env.get("SPILLSHIM_CONTROL", "1") in ("0", "off", "no"):
             return NoAnswer(f"{who} was started with SPILLSHIM_CONTROL=0, so it takes no orders", "Start it without that variable.")
         return NoAnswer(
@@ -292,12 +292,12 @@ class Process:
         except ConnectionError:
             data, descriptors = b"", []
         if len(data) != length:
-            raise NoAnswer(f"process {self.pid} ({_short(self.command)}) hung up: it ended, or another version of spillshim runs in it")
+            raise NoAnswer(f"process {self.pid} ({short(self.command)}) hung up: it ended, or another version of spillshim runs in it")
         ffi.memmove(reply, data, length)
         if (reply.magic, reply.version, reply.id) != (lib.SPILL_CONTROL_MAGIC, lib.SPILL_CONTROL_VERSION, self._ids):
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise NoAnswer(f"process {self.pid} ({_short(self.command)}) answers in another version of the protocol", "Use the spillshim that started it.")
+            raise NoAnswer(f"process {self.pid} ({short(self.command)}) answers in another version of the protocol", "Use the spillshim that started it.")
         return reply, descriptors
 
     def status(self) -> Status:
@@ -309,7 +309,7 @@ class Process:
         for more in descriptors[1:]:
             os.close(more)
         if self._segment < 0:
-            raise NoAnswer(f"process {self.pid} ({_short(self.command)}) has no memory for statistics", "It takes orders all the same.")
+            raise NoAnswer(f"process {self.pid} ({short(self.command)}) has no memory for statistics", "It takes orders all the same.")
         return self.read()
 
     def read(self) -> Status:
@@ -360,7 +360,8 @@ def _state_letter(pid: int) -> str:
         return "?"
 
 
-def _short(command: str) -> str:
+def short(command: str) -> str:
+    """A command line for a sentence."""
     return command if len(command) <= 40 else command[:39] + "…"
 
 

@@ -45,6 +45,8 @@ static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region,
         bytes = chunk;
     }
     p->full = !bytes && wanted;
+    if (!wanted)
+        p->left = 0; /* less than a granule is as good as done */
     return bytes;
 }
 

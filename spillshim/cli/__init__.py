@@ -23,6 +23,8 @@ _VERBS = {
     "env": "Print the environment of `run`, for eval in a shell.",
     "doctor": "Check this machine, or prove that a program's allocations reach the shim.",
     "status": "Show what the shim does in running programs.",
+    "demote": "Send a running program's memory from VRAM to RAM.",
+    "promote": "Bring a running program's memory from RAM into VRAM.",
     "demo": "Show a program that survives the end of VRAM.",
 }
 

@@ -20,77 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients_common import FINE, MIB, facts, script_argv, script_env
+from clients_common import MIB, facts
+from held import HOLD, connected
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spillshim import control
 
-CARD = "64M"
-
-# 96 MiB on a card of 64: fills them, obeys lines on stdin, and says at the end whether every byte is as it was.
-HOLD = """
-    import hashlib
-    ctx = Ctx()
-    # An odd number of bytes, so that no two chunks are alike.
-    data = np.resize(np.arange(251, dtype=np.uint8), 48 * MIB)
-    regions = [alloc(48 * MIB) for _ in range(2)]
-    for p in regions:
-        upload(p, data)
-    before = hashlib.sha256(data).hexdigest()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        exec(json.loads(line))
-        print("done", flush=True)
-    done(intact=[hashlib.sha256(download(p, 48 * MIB)).hexdigest() == before for p in regions])
-"""
 EMPTY_STATUS = struct.pack("<4sIQQQ", b"SPCC", 1, 7, 1, 0)
-
-
-class Held:
-    """A program that holds managed memory until it is told to end."""
-
-    def __init__(self, run_sim: Any, process: subprocess.Popen[str]) -> None:
-        self.run_sim, self.process, self.pid = run_sim, process, process.pid
-        self.socket = Path(run_sim.state_dir) / f"{process.pid}.sock"
-
-    def line(self) -> str:
-        return self.process.stdout.readline().strip()
-
-    def do(self, statement: str) -> None:
-        self.process.stdin.write(f"{json.dumps(statement)}\n")
-        self.process.stdin.flush()
-        assert self.line() == "done"
-
-    def finish(self) -> dict[str, Any]:
-        """End it; its memory must be intact and its socket gone."""
-        result = self.run_sim.finish(self.process, input="").ok()
-        told = facts(result.stdout)
-        assert all(told["intact"]) and len(told["intact"]) == 2
-        assert not self.socket.exists()
-        return told
-
-
-@pytest.fixture
-def hold(run_sim, tmp_path, monkeypatch):
-    """hold(text=HOLD, env={}) -> Held, past its allocations. This process looks for sockets where the program has its own."""
-    monkeypatch.setenv("SPILLSHIM_STATE_DIR", str(run_sim.state_dir))
-
-    def start(text: str = HOLD, argv: list[str] | None = None, **env: str) -> Held:
-        made = [*(argv or []), *script_argv(tmp_path, text)]
-        process = run_sim.start(made, stdin=subprocess.PIPE, vram=CARD, env=script_env({**FINE, **env}))
-        held = Held(run_sim, process)
-        if held.line() != "ready":
-            pytest.fail(str(run_sim.finish(process, input="")))
-        return held
-
-    return start
-
-
-@pytest.fixture
-def status(spillshim, run_sim):
-    """status(*arguments) -> Result of `spillshim status`, which looks where run_sim's programs have their sockets."""
-    return lambda *arguments, **env: spillshim("status", *arguments, env={"SPILLSHIM_STATE_DIR": str(run_sim.state_dir), **env})
 
 
 def descriptors(pid: int) -> list[str]:
@@ -225,20 +162,6 @@ def test_another_user_is_turned_away(hold, run_sim):
 
 
 # --- hostile callers --------------------------------------------------------------------------------------------------------
-
-
-def connected(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = os.open(path.parent, os.O_PATH)
-    try:
-        made.connect(f"/proc/self/fd/{folder}/{path.name}")
-    except OSError:
-        made.close()
-        raise
-    finally:
-        os.close(folder)
-    made.settimeout(30)
-    return made
 
 
 @contextmanager
