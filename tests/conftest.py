@@ -104,7 +104,7 @@ def sanitizer(request: pytest.FixtureRequest) -> sanitize.Sanitizer | None:
         return None
     folder = request.config.cache.mkdir(f"sanitizer-{kind}")
     try:
-        return sanitize.build(kind, folder, request.getfixturevalue("cuda_include"), shutil.which("cmake"))
+        return sanitize.built(kind, folder, request.getfixturevalue("cuda_include"), shutil.which("cmake"))
     except sanitize.Unavailable as why:
         if request.config.getoption("--san"):
             pytest.fail(str(why), pytrace=False)
@@ -273,6 +273,7 @@ class SimRunner:
             made["SIMGPU_DOUBT"] = os.environ["SPILLSHIM_TEST_DOUBT"]
         made.update({f"SIMGPU_{key}": str(value) for key, value in (sim or {}).items()})
         made["SPILLSHIM_STATE_DIR"] = str(self.state_dir)
+        made["OPENBLAS_NUM_THREADS"] = "1"  # numpy's would be started in each program that imports it
         if shim:
             made["LD_PRELOAD"] = str(self.library)
             made["SPILLSHIM_STATS"] = str(self.stats_file)
@@ -419,8 +420,9 @@ def c_program(request: pytest.FixtureRequest, sanitizer: sanitize.Sanitizer | No
     sanitizer whose build is under test.
     """
     cache = request.config.cache.mkdir("c_programs")
+    made: dict[tuple, Path] = {}  # of this run: to find out the key takes a run of the preprocessor
 
-    def build(
+    def program(
         source: str | Path,
         *,
         link_libcuda: bool = True,
@@ -428,12 +430,20 @@ def c_program(request: pytest.FixtureRequest, sanitizer: sanitize.Sanitizer | No
         shared: bool = False,
         name: str | None = None,
     ) -> Path:
-        flags = [*flags, *(sanitizer.flags if sanitizer else [])]
+        asked = (source, link_libcuda, tuple(flags), shared, name)
+        if asked not in made:
+            made[asked] = build(*asked)
+        return made[asked]
+
+    def build(source: str | Path, link_libcuda: bool, asked_flags: Sequence[str], shared: bool, name: str | None) -> Path:
+        flags = [*asked_flags, *(sanitizer.flags if sanitizer else [])]
         text_given = isinstance(source, str) and "\n" in source
         if text_given:
             stem = name or "inline"
             path = cache / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.c"
-            path.write_text(source)
+            written = path.with_name(f".{path.name}.{os.getpid()}")  # others may be reading it
+            written.write_text(source)
+            os.replace(written, path)
         else:
             path = Path(source) if Path(source).is_absolute() else PROGRAMS / source
             stem = name or path.stem
@@ -451,8 +461,9 @@ def c_program(request: pytest.FixtureRequest, sanitizer: sanitize.Sanitizer | No
         if preprocessed.returncode:
             pytest.fail(f"cannot preprocess {path}:\n{preprocessed.stderr.decode()}", pytrace=False)
         version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, check=True).stdout
+        more = [Path(flag).read_bytes() for flag in flags if flag.endswith(".c")]
         key = hashlib.sha256(
-            b"\0".join([preprocessed.stdout, version, repr((command, flags, links)).encode()])
+            b"\0".join([preprocessed.stdout, version, repr((command, flags, links)).encode(), *more])
         ).hexdigest()[:20]
         target = cache / key / (f"{stem}.so" if shared else stem)
         if target.exists():
@@ -480,7 +491,7 @@ def c_program(request: pytest.FixtureRequest, sanitizer: sanitize.Sanitizer | No
         os.replace(partial, target)
         return target
 
-    return build
+    return program
 
 
 @pytest.fixture(scope="session")

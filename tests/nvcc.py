@@ -69,6 +69,12 @@ def need_nvcc() -> Path:
     pytest.skip(message)
 
 
+@cache
+def _version(nvcc: Path) -> bytes:
+    return subprocess.run([str(nvcc), "--version"], capture_output=True, check=True, timeout=60).stdout
+
+
+@cache
 def _simk() -> list[bytes]:
     return [path.read_bytes() for path in sorted(SIMK_INCLUDE.glob("simk*.h"))]
 
@@ -88,8 +94,7 @@ class Builder:
 
     def _folder(self, source: Path, *what: object) -> Path:
         nvcc = need_nvcc()
-        version = subprocess.run([str(nvcc), "--version"], capture_output=True, check=True, timeout=60).stdout
-        parts = [source.read_bytes(), *_simk(), str(nvcc).encode(), version, repr(what).encode()]
+        parts = [source.read_bytes(), *_simk(), str(nvcc).encode(), _version(nvcc), repr(what).encode()]
         folder = self.cache / hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -162,7 +167,9 @@ class Builder:
                 [need_nvcc(), f"-arch={arch}", "-O2", "-cudart", runtime, *flags, f"-I{SIMK_INCLUDE}", path, *links], program
             )
         if not companion.exists():
-            shutil.copy2(self.companion(path, companion.name), companion)
+            partial = companion.with_name(f".{companion.name}.{os.getpid()}")
+            shutil.copy2(self.companion(path, companion.name), partial)
+            os.replace(partial, companion)
         return CudaProgram(program, companion)
 
 

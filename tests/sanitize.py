@@ -12,6 +12,8 @@ for undefined behaviour cannot be given a file: its reports are read from what t
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import re
 import subprocess
@@ -105,8 +107,18 @@ def without_foreign_leaks(text: str) -> str:
     return "\n\n".join(kept)
 
 
-def build(kind: str, folder: Path, cuda_include: Path, cmake: str | None) -> Sanitizer:
-    """Build and install into `folder`, which may hold an earlier build; raises Unavailable or CalledProcessError."""
+@functools.cache
+def built(kind: str, folder: Path, cuda_include: Path, cmake: str | None) -> Sanitizer:
+    """Build and install into `folder`, which may hold an earlier build; raises Unavailable or RuntimeError.
+
+    Once in a process; several processes share what the first one builds.
+    """
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(kind, folder, cuda_include, cmake)
+
+
+def _build(kind: str, folder: Path, cuda_include: Path, cmake: str | None) -> Sanitizer:
     flags, library = KINDS[kind]
     found = runtime(library)
     if not cmake:

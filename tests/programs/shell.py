@@ -16,14 +16,24 @@ import json
 import os
 import sys
 
-import numpy as np
-
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY = 0, 1, 2
 NOT_INITIALIZED, INVALID_CONTEXT, NOT_SUPPORTED = 3, 201, 801
 STREAM_CAPTURE_UNSUPPORTED, STREAM_CAPTURE_INVALIDATED, ILLEGAL_ADDRESS = 900, 901, 700
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 libcuda = ctypes.CDLL("libcuda.so.1")
+
+
+class Numpy:
+    """numpy at its first use: to import it takes longer than most of these scripts run."""
+
+    def __getattr__(self, name: str) -> object:
+        import numpy
+
+        return getattr(numpy, name)
+
+
+np = Numpy()
 
 
 class DriverError(Exception):
