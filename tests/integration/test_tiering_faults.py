@@ -8,7 +8,7 @@ from engine import engine_program, objects  # noqa: F401  (fixtures)
 
 def test_fault_sweep(tmp_path, run_sim, engine_program):  # noqa: F811
     (tmp_path / "root" / "proc").mkdir(parents=True)
-    result = run_sim([engine_program("faults.c"), tmp_path / "root"], vram="64M", ram="1G", shim=False,
+    result = run_sim([engine_program("faults.c"), tmp_path / "root"], vram="32M", ram="1G", shim=False, timeout=240,
                      env={"HARNESS_STATE": str(tmp_path / "state")}).ok()
     assert result.stdout.splitlines()[-1] == "ok", result.stdout
     swept = [int(n) for n in re.findall(r": (\d+) driver calls", result.stdout)]

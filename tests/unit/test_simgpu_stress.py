@@ -62,6 +62,7 @@ PLANTED = """
 #include <unistd.h>
 static int counter;
 static void *race(void *arg) { (void)arg; for (int i = 0; i < 1000; i++) counter++; return NULL; }
+static void wait_for(void *flag) { while (!__atomic_load_n((int *)flag, __ATOMIC_RELAXED)) usleep(1000); }
 int main(int argc, char **argv)
 {
     CUdevice device; CUcontext context; CUdeviceptr p; CUstream s[2]; pthread_t t; char *pinned;
@@ -75,12 +76,14 @@ int main(int argc, char **argv)
         race(NULL);
         pthread_join(t, NULL);
     }
-    /* A stream and the host write the same bytes, in the driver's own thread. The host calls nothing until the copy has run:
-     * the driver's locks would put an order into what has none. */
+    /* A stream and the host write the same bytes, in the driver's own thread. The copy begins when the host is out of the driver,
+     * and the host calls nothing until it has run: the driver's locks would put an order into what has none. */
     if (!strcmp(what, "race with a stream")) {
-        if (cuMemsetD8(p, 3, 64) || cuCtxSynchronize() || cuMemcpyDtoHAsync(pinned, p, 64, s[0]))
+        static int written;
+        if (cuMemsetD8(p, 3, 64) || cuCtxSynchronize() || cuLaunchHostFunc(s[0], wait_for, &written) || cuMemcpyDtoHAsync(pinned, p, 64, s[0]))
             return 3;
         pinned[8] = 4;
+        __atomic_store_n(&written, 1, __ATOMIC_RELAXED);
         while (__atomic_load_n(pinned, __ATOMIC_RELAXED) != 3)
             usleep(1000);
     }

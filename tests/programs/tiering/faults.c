@@ -93,7 +93,8 @@ int main(int argc, char **argv)
     if (argc != 2)
         return printf("usage: faults PROC_ROOT (and a libcuda.so.1)\n"), 2;
     snprintf(root, sizeof root, "%s", argv[1]);
-    const struct spill_settings settings = harness_settings(root);
+    struct spill_settings settings = harness_settings(root);
+    settings.managed_min = 8 * MIB, settings.chunk = 4 * MIB; /* as many chunks as elsewhere, in half the bytes */
     write_meminfo(root, 8 << 20);
     after_create = tip;
     ctx = harness_start(&settings);
@@ -101,29 +102,29 @@ int main(int argc, char **argv)
     spill_budget_ledger();
 
     /* The reservation of the arena is made by the first allocation that succeeds, so its failures come first. */
-    printf("allocation in VRAM: %ld driver calls\n", sweep_allocation(40 * MIB, CUDA_ERROR_UNKNOWN, start));
-    printf("allocation in VRAM, out of memory: %ld driver calls\n", sweep_allocation(40 * MIB, CUDA_ERROR_OUT_OF_MEMORY, start));
-    printf("allocation over the edge: %ld driver calls\n", sweep_allocation(80 * MIB, CUDA_ERROR_UNKNOWN, start));
-    printf("allocation over the edge, out of memory: %ld driver calls\n", sweep_allocation(80 * MIB, CUDA_ERROR_OUT_OF_MEMORY, start));
+    printf("allocation in VRAM: %ld driver calls\n", sweep_allocation(20 * MIB, CUDA_ERROR_UNKNOWN, start));
+    printf("allocation in VRAM, out of memory: %ld driver calls\n", sweep_allocation(20 * MIB, CUDA_ERROR_OUT_OF_MEMORY, start));
+    printf("allocation over the edge: %ld driver calls\n", sweep_allocation(40 * MIB, CUDA_ERROR_UNKNOWN, start));
+    printf("allocation over the edge, out of memory: %ld driver calls\n", sweep_allocation(40 * MIB, CUDA_ERROR_OUT_OF_MEMORY, start));
 
     snprintf(scenario, sizeof scenario, "a free whose wait fails leaves the region as it was");
-    CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
+    CHECK(spill_alloc(40 * MIB, &p) == CUDA_SUCCESS);
     calls = 0, fail_at = 1, fail_with = CUDA_ERROR_LAUNCH_FAILED;
     CHECK(spill_free(p) == CUDA_ERROR_LAUNCH_FAILED);
     fail_at = 0;
-    check_bytes(p, 80 * MIB);
+    check_bytes(p, 40 * MIB);
     CHECK(spill_free(p) == CUDA_SUCCESS);
     check_empty(start);
 
     snprintf(scenario, sizeof scenario, "a region whose context is destroyed while its free waits is released once");
-    CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
+    CHECK(spill_alloc(40 * MIB, &p) == CUDA_SUCCESS);
     meanwhile = destroy;
     CHECK(spill_free(p) == CUDA_SUCCESS);
     meanwhile = NULL;
     check_empty(start);
     CUdeviceptr one, two;
-    CHECK(spill_alloc(40 * MIB, &one) == CUDA_SUCCESS && spill_alloc(40 * MIB, &two) == CUDA_SUCCESS);
-    CHECK(one + 40 * MIB <= two || two + 40 * MIB <= one);
+    CHECK(spill_alloc(20 * MIB, &one) == CUDA_SUCCESS && spill_alloc(20 * MIB, &two) == CUDA_SUCCESS);
+    CHECK(one + 20 * MIB <= two || two + 20 * MIB <= one);
     CHECK(spill_free(one) == CUDA_SUCCESS && spill_free(two) == CUDA_SUCCESS);
     check_empty(start);
 
@@ -142,10 +143,10 @@ int main(int argc, char **argv)
     CHECK(host_bytes >= tip_at && host_bytes < tip_at + 512 * MIB); /* noticed within 256 MiB, not at the end */
     tip_at = 0;
     check_empty(start);
-    CHECK(spill_alloc(80 * MIB, &p) == CUDA_ERROR_OUT_OF_MEMORY); /* and not before RAM is there again */
+    CHECK(spill_alloc(40 * MIB, &p) == CUDA_ERROR_OUT_OF_MEMORY); /* and not before RAM is there again */
     check_empty(start);
     write_meminfo(root, 8 << 20);
-    CHECK(spill_alloc(80 * MIB, &p) == CUDA_SUCCESS);
+    CHECK(spill_alloc(40 * MIB, &p) == CUDA_SUCCESS);
     CHECK(spill_free(p) == CUDA_SUCCESS);
     check_empty(start);
     printf("ok\n");
