@@ -37,6 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--clients", action="store_true", help="also run the large clients (marker `large`): fetches up to some GB once"
     )
     parser.addoption(
+        "--soak",
+        nargs="?",
+        type=int,
+        const=1_000_000,
+        help="only the soak (marker `soak`): so many operations (a million), and ten minutes' worth of moves against launches",
+    )
+    parser.addoption("--soak-seed", type=int, default=1, help="the soak's first seed")
+    parser.addoption(
         "--san",
         action="store_true",
         help="only the tests that run programs on the simulated driver, each on an AddressSanitizer build (with undefined "
@@ -46,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a longer member of the suite, run by `scripts/test --ci`")
+    config.addinivalue_line("markers", "soak: runs for an hour, and with --soak only")
     config.addinivalue_line("markers", "clients: programs that others wrote, on the simulated GPU (tests/clients)")
     config.addinivalue_line("markers", "large: a client of hundreds of MB and more, run with --clients only")
     config.addinivalue_line("markers", "no_sanitizer(reason, only=kind): cannot run on a sanitizer's build (of that kind)")
@@ -66,7 +75,7 @@ def _under_sanitizer(item: pytest.Item, config: pytest.Config) -> bool:
     kind = getattr(getattr(item, "callspec", None), "params", {}).get("sanitizer")
     if not kind or any(mark.kwargs.get("only", kind) == kind for mark in item.iter_markers("no_sanitizer")):
         return False
-    skipped = item.get_closest_marker("large") or (item.get_closest_marker("slow") and not config.getoption("--slow"))
+    skipped = item.get_closest_marker("large") or item.get_closest_marker("soak") or (item.get_closest_marker("slow") and not config.getoption("--slow"))
     return _wants_sanitizer(item) or not skipped
 
 
@@ -83,7 +92,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
         return
+    if config.getoption("--soak"):
+        chosen = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+        return
     for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="soak: run with --soak (scripts/test --soak)"))
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="longer member: run with --slow (scripts/test --ci)"))
         if item.get_closest_marker("large") and not config.getoption("--clients"):

@@ -317,17 +317,17 @@ static void finish(struct move *m)
     drop(m);
 }
 
-/* Copy and switch over `m`; meanwhile prepare `*then`, if the series goes on, and finish the move `last`. */
-static enum spill_reason make(struct move *m, struct move *last, struct spill_series *series, struct move *then)
+/* Copy and switch over `m`; meanwhile prepare `*then`, if the series goes on, and finish the move `last`. True if it was made, also
+ * where the series ends with it: *why tells. */
+static bool make(struct move *m, struct move *last, struct spill_series *series, struct move *then, enum spill_reason *why)
 {
     uint64_t began = spill_now_ns();
     CUresult r = copy_start(m);
-    enum spill_reason why = SPILL_REASON_NONE;
     struct spill_want want;
     bool alone = !last->region && (!m->into_ram || m->into_ram == m->bytes);
     finish(last);
     if (r == CUDA_SUCCESS && spill_now_ns() < series->pause_until_ns && series->next(series->arg, &want))
-        why = prepare(then, &want, m->region == want.region ? m : NULL);
+        *why = prepare(then, &want, m->region == want.region ? m : NULL);
     if (r == CUDA_SUCCESS)
         r = copy_wait(m);
     if (r == CUDA_SUCCESS && alone && !then->region)
@@ -337,10 +337,11 @@ static enum spill_reason make(struct move *m, struct move *last, struct spill_se
     if (r != CUDA_SUCCESS) {
         spill_count(&spill_move_stats()->rolled_back, 1);
         spill_log(SPILL_LOG_INFO, "a move of %llu bytes failed error=%d; nothing was moved", (unsigned long long)m->bytes, (int)r);
-        return SPILL_REASON_DRIVER;
+        *why = SPILL_REASON_DRIVER;
+        return false;
     }
     series->moved += moved_bytes(m);
-    return why;
+    return true;
 }
 
 static enum spill_reason run_series(struct spill_series *series, struct spill_want *want)
@@ -359,8 +360,7 @@ static enum spill_reason run_series(struct spill_series *series, struct spill_wa
         why = SPILL_REASON_PINNED;
     series->pause_until_ns = spill_now_ns() + series->pause_ns;
     while (now.region && why == SPILL_REASON_NONE) {
-        why = make(&now, &last, series, &then);
-        if (why == SPILL_REASON_DRIVER)
+        if (!make(&now, &last, series, &then, &why))
             break;
         last = now;
         now = then;

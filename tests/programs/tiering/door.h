@@ -1,18 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A door to the simulated driver for programs that drive the tiering engine: each call of the thread that asks for it is counted, fails
- * on request or ends the process, and what the engine was given by the driver is weighed against what it gave back. Included once, by
- * harness.h and open.h.
- * Rules: the counter and the requests belong to the calling thread; only calls made through the door count, which are the
- * engine's own (and, behind hooks, those of the application that pass one of these entries). */
+ * on request or ends the process, and what the engine was given by the driver is weighed against what it gave back; and checks.
+ * Included once, by harness.h and open.h.
+ * Rules: a CHECK that is false ends the program with its line and the thread's scenario; the counter and the requests belong to the
+ * calling thread; only calls made through the door count, which are the engine's own (and, behind hooks, those of the application
+ * that pass one of these entries). */
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "shim/driver.h"
 
+#define MIB ((size_t)1 << 20)
+#define CHECK(condition)                                                                   \
+    do {                                                                                   \
+        if (!(condition)) {                                                                \
+            printf("%s:%d: %s is false (%s)\n", __FILE__, __LINE__, #condition, scenario); \
+            fflush(stdout);                                                                \
+            _exit(1);                                                                      \
+        }                                                                                  \
+    } while (0)
+
+static _Thread_local char scenario[200] = "start";
 static struct spill_driver real;
 
 static _Thread_local long calls, fail_at, fail_at_too; /* the fail_at-th counted call fails, and the fail_at_too-th; 0: none */

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, the
- * door of door.h, and checks. Included once, by each such program of this folder.
- * Rules: a CHECK that is false ends the program with its line and the scenario. */
+/* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, and
+ * door.h. Included once, by each such program of this folder. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -11,21 +10,11 @@
 #include <time.h>
 
 #include "door.h"
+#include "sums.h"
 #include "link/ledger.h"
 #include "shim/log.h"
 #include "shim/resolve.h"
 #include "tiering/moving.h"
-
-#define MIB ((size_t)1 << 20)
-#define CHECK(condition)                                                                   \
-    do {                                                                                   \
-        if (!(condition)) {                                                                \
-            printf("%s:%d: %s is false (%s)\n", __FILE__, __LINE__, #condition, scenario); \
-            exit(1);                                                                       \
-        }                                                                                  \
-    } while (0)
-
-static char scenario[200] = "start";
 
 /* ---- what the engine needs from outside ---- */
 
@@ -154,13 +143,6 @@ static CUcontext harness_start(const struct spill_settings *settings)
 }
 
 /* ---- checks ---- */
-
-static size_t free_vram(void)
-{
-    size_t free_now = 0, total;
-    CHECK(real.cuMemGetInfo_v2(&free_now, &total) == CUDA_SUCCESS);
-    return free_now;
-}
 
 /* Nothing is held: by the device, by the budget, by the counters, in the tables. */
 static inline void check_empty(size_t free_at_start)
