@@ -128,11 +128,10 @@ def _environment_of(pid: int) -> dict[str, str]:
 
 
 def running() -> list[int]:
-    """Processes of this user that can be spoken to, in ascending order. What dead ones left is taken away."""
+    """Processes of this user that can be spoken to, in ascending order; with SPILLSHIM_STATE_DIR those that share it. What dead
+    ones left is taken away."""
     pids: set[int] = set()
-    env = dict(os.environ)
-    plain = {name: value for name, value in env.items() if name != "SPILLSHIM_STATE_DIR"}
-    for folder in {*_folders(env, os.getuid()), *_folders(plain, os.getuid())}:
+    for folder in _folders(os.environ, os.getuid()):
         with suppress(OSError):
             for path in folder.glob(f"*{_SUFFIX}"):
                 if not path.name.removesuffix(_SUFFIX).isdecimal():

@@ -13,6 +13,7 @@
 #include "shim/log.h"
 #include "shim/process.h"
 #include "shim/resolve.h"
+#include "tiering/moving.h"
 
 enum { JSON_MAX = 16384 };
 
@@ -134,6 +135,29 @@ static void put_paths(struct text *t)
     put(t, "]");
 }
 
+static void put_pauses(struct text *t, const char *name, const struct spill_pauses *p)
+{
+    put(t, ", \"%s\": {\"count\": %llu, \"total_ns\": %llu, \"longest_ns\": %llu}", name, (unsigned long long)p->count,
+        (unsigned long long)p->total_ns, (unsigned long long)p->longest_ns);
+}
+
+static void put_moves(struct text *t)
+{
+    const struct spill_move_stats *s = spill_move_stats();
+    const struct { const char *name; uint64_t value; } counters[] = {
+        { "safepoints", s->safepoints }, { "refused_state", s->refused_state }, { "refused_capture", s->refused_capture },
+        { "refused_busy", s->refused_busy }, { "drain_ns", s->drain_ns }, { "parked", s->parked },
+        { "promoted", s->promoted }, { "promoted_bytes", s->promoted_bytes }, { "demoted", s->demoted },
+        { "demoted_bytes", s->demoted_bytes }, { "rolled_back", s->rolled_back }, { "poisoned", s->poisoned },
+    };
+    put(t, ", \"moves\": {");
+    for (size_t i = 0; i < sizeof counters / sizeof counters[0]; i++)
+        put(t, "%s\"%s\": %llu", i ? ", " : "", counters[i].name, (unsigned long long)counters[i].value);
+    put_pauses(t, "steady", &s->pause[0]);
+    put_pauses(t, "bulk", &s->pause[1]);
+    put(t, "}");
+}
+
 static double share_of(const struct spill_stats *s)
 {
     return s->share_all ? (double)s->share_ram / (double)s->share_all : 0;
@@ -163,6 +187,7 @@ static void put_object(struct text *t, const struct spill_stats *s, bool engine)
         (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
         d ? (unsigned long long)d->limit : 0ull);
     put(t, ", \"pins\": {\"count\": %llu, \"bytes\": %llu}", (unsigned long long)s->pins_count, (unsigned long long)s->pins_bytes);
+    put_moves(t);
     put(t, ", \"spill_share\": ");
     put_fraction(t, share);
     put(t, ", \"ceiling\": ");

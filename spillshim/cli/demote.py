@@ -47,6 +47,8 @@ def _progress(process: control.Process, demote: bool, total: int) -> Iterator[Ca
 
 
 def _refusal(one: control.Status) -> control.NoAnswer:
+    if one.state == "open":  # it forbids moves before it says anything of itself
+        return control.NoAnswer(f"process {one.pid} ({control.short(one.command)}) is ending: nothing is moved any more")
     what = {
         "frozen": "Nothing is moved in it any more, what has spilled stays where it is. Start it again without what freezes it.",
         "dead": "Its memory is left as it is. Start it again.",

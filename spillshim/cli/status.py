@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from typing import Any
 
 import click
@@ -109,37 +110,60 @@ def _drain(one: control.Status) -> str:
     return f"; {duration(one.moves['drain_ns'] / reached)} each until the GPU was idle" if reached else ""
 
 
+def _one(pid: int, as_json: bool) -> None:
+    with control.Process(pid) as process:
+        one = process.status()
+    if as_json:
+        click.echo(json.dumps(one.as_dict()))
+    else:
+        _details(one)
+
+
+def _all(as_json: bool) -> bool:
+    """Print all; false where one of them did not answer."""
+    found: list[control.Status] = []
+    silent: list[control.NoAnswer] = []
+    for told in control.processes():
+        if isinstance(told, control.Status):
+            found.append(told)
+        else:
+            silent.append(told)
+    if as_json:
+        answer: dict[str, Any] = {"processes": [one.as_dict() for one in found], "silent": [error.message for error in silent]}
+        click.echo(json.dumps(answer))
+        return not silent
+    if found:
+        _table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000)
+    elif not silent:
+        click.echo("No program of yours has managed memory under the shim now.")
+    for error in silent:
+        click.echo(f"spillshim: warning: {error}", err=True)
+    return not silent
+
+
 @click.command("status")
 @click.argument("pid", required=False, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the last line.")
+@click.option("--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Again and again, until Ctrl-C or the end of PID.")
 @click.pass_context
-def command(ctx: click.Context, pid: int | None, as_json: bool) -> None:
+def command(ctx: click.Context, pid: int | None, as_json: bool, watch: float | None) -> None:
     """List this user's programs under the shim that manage memory, or tell all about one of them.
 
     Pauses are what the program waited while memory was moved; p50 and p99 are at most twice too large (they are counted in
     powers of two), the longest is exact. "gave up" counts attempts to move for which the GPU was not idle, or could not be asked.
     """
-    if pid is not None:
-        with control.Process(pid) as process:
-            one = process.status()
-        if as_json:
-            click.echo(json.dumps(one.as_dict()))
-        else:
-            _details(one)
-        return
-    found: list[control.Status] = []
-    silent: list[control.NoAnswer] = []
-    for told in control.processes():
-        (found if isinstance(told, control.Status) else silent).append(told)  # type: ignore[arg-type]
-    if as_json:
-        answer: dict[str, Any] = {"processes": [one.as_dict() for one in found], "silent": [error.message for error in silent]}
-        click.echo(json.dumps(answer))
-    elif found:
-        _table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000)
-    elif not silent:
-        click.echo("No program of yours has managed memory under the shim now.")
-    if not as_json:
-        for error in silent:
-            click.echo(f"spillshim: warning: {error}", err=True)
-    if silent:
-        ctx.exit(EXIT_CHECK_FAILED)
+    try:
+        while True:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            answered = True
+            if pid is not None:
+                _one(pid, as_json)
+            else:
+                answered = _all(as_json)
+            if not watch:
+                ctx.exit(0 if answered else EXIT_CHECK_FAILED)
+            sys.stdout.flush()
+            time.sleep(watch)
+    except KeyboardInterrupt:
+        ctx.exit(0)

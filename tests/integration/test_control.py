@@ -90,6 +90,25 @@ def test_memory_that_is_freed_is_no_longer_told(hold, status):
     held.finish()
 
 
+def test_watching_ends_with_the_program(hold, run_sim, clean_env):
+    held = hold()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "spillshim", "status", "--watch", "0.05", "--json", str(held.pid)],
+        env={**clean_env, "SPILLSHIM_STATE_DIR": str(run_sim.state_dir)}, cwd=run_sim.tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert [json.loads(watch.stdout.readline())["regions"] for _ in range(3)] == [2, 2, 2]
+        held.do("extra = alloc(16 * MIB)")
+        while json.loads(watch.stdout.readline())["regions"] != 3:
+            pass
+        held.finish()
+        _, said = watch.communicate(timeout=60)
+        assert watch.returncode == 1 and str(held.pid) in said
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
 # --- who can't be spoken to ---------------------------------------------------------------------------------------------------
 
 

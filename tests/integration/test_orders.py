@@ -60,7 +60,9 @@ def test_out_and_back(hold, order):
     assert again.returncode == 1 and "MiB stayed in RAM: there is no more room in VRAM" in again.stderr
     assert (back.steady.count, back.bulk.count) == (0, back.moves["safepoints"])
     assert 0 < back.bulk.longest_ns <= back.bulk.total_ns
-    held.finish()
+    (stats,) = held.finish()["stats"]
+    assert {**back.moves, "parked": stats["moves"]["parked"]}.items() <= stats["moves"].items()
+    assert stats["moves"]["bulk"] == {"count": back.bulk.count, "total_ns": back.bulk.total_ns, "longest_ns": back.bulk.longest_ns}
 
 
 def test_as_many_bytes_as_asked_for(hold, order):
