@@ -178,9 +178,10 @@ def work():
         wrong.append(at_byte) if (download(p + at_byte, MIB) != data[at_byte : at_byte + MIB]).any() else None
         cu("cuMemcpyDtoDAsync_v2", p + at_byte, p + at_byte, 4096, s)
         rounds += 1
+        time.sleep(0.005)
     done_rounds.append(rounds)
 
-import threading
+import threading, time
 enough, wrong, done_rounds = threading.Event(), [], []
 threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads:
@@ -194,7 +195,8 @@ def test_a_program_at_work_is_moved_under_its_feet(hold):
     moved = {DEMOTE: 0, PROMOTE: 0}
     with control.Process(held.pid) as process:
         process.status()
-        for _ in range(3):
+        # An order gives up where the GPU is not idle when it looks: until each has moved something, however long that takes.
+        while not all(moved.values()):
             for command in (DEMOTE, PROMOTE):
                 moved[command] += process.order(command == DEMOTE, control.ALL, 60).moved
                 one = process.read()
