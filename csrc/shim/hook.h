@@ -7,7 +7,7 @@
 #include "shim/driver.h"
 #include "shim/process.h"
 #include "tiering/gate.h"
-#include "tiering/tiering.h"
+#include "tiering/moving.h"
 
 /* The program got our symbol by linking, but the driver it runs on has no such entry. */
 #define SPILL_NEEDS(symbol)               \
@@ -26,6 +26,24 @@ static inline void spill_gate_cleanup(const char *entered)
 #define SPILL_GATED(symbol) \
     SPILL_NEEDS(symbol);    \
     __attribute__((cleanup(spill_gate_cleanup))) const char gated_ = (spill_gate_enter(), 0)
+
+/* What left a hole in a region, or CUDA_SUCCESS. Inside the gate. */
+static inline CUresult spill_poisoned(void)
+{
+    return (CUresult)atomic_load_explicit(&spill_poison, memory_order_relaxed);
+}
+
+/* Whether a call that answered `r` is worth making again: it ran out of memory, some could be made free since, and the thread is
+ * outside the gate. `bytes` it asked for, 0: not known. hook_reclaim.c */
+bool spill_worth_retrying(CUresult r, uint64_t bytes);
+/* What `CALL` answers, or, where it was worth retrying, what it answers the second time. */
+#define SPILL_RETRIED(CALL)                                                                    \
+    ({                                                                                         \
+        CUresult retried_ = (CALL);                                                            \
+        if (__builtin_expect(retried_ != CUDA_SUCCESS, 0) && spill_worth_retrying(retried_, 0)) \
+            retried_ = (CALL);                                                                 \
+        spill_seen(retried_);                                                                  \
+    })
 
 /* CUDA_SUCCESS if an allocation or free is legal for this thread now; else the driver's error. hook_alloc.c */
 CUresult spill_capture_verdict(void);

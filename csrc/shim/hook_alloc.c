@@ -40,6 +40,12 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *out)
 {
     bool managed = size >= spill_settings()->managed_min && spill_device(device)->vmm;
     CUresult r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
+    /* Rather than give a small one a granule of RAM: it may be read at every step, and only the first of many comes here. */
+    if (!managed && spill_soft_heard(size) && spill_worth_retrying(r, size)) {
+        r = native(device, size, out);
+        if (r == CUDA_SUCCESS)
+            spill_soft_unheard();
+    }
     if (r == CUDA_SUCCESS || (!managed && r != CUDA_ERROR_OUT_OF_MEMORY))
         return r;
     CUresult other = managed ? native(device, size, out) : spill_alloc(size, out);
@@ -60,6 +66,16 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
     return r != CUDA_SUCCESS ? r : allocate(device, bytesize, dptr);
 }
 
+static CUresult native_pitch(int device, CUdeviceptr *out, size_t *pitch, size_t width, size_t height, unsigned element)
+{
+    if (!spill_vram_allows(device, width * height))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = spill_driver()->cuMemAllocPitch_v2(out, pitch, width, height, element);
+    if (r == CUDA_SUCCESS)
+        spill_native_add(*out, *pitch * height, device);
+    return spill_seen(r);
+}
+
 SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
                                                  unsigned int ElementSizeBytes)
 {
@@ -74,10 +90,8 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPit
     spill_path_count(__builtin_return_address(0), "cuMemAllocPitch_v2");
     spill_stats_learn(device);
     CUresult r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (size < spill_settings()->managed_min && spill_vram_allows(device, size))
-        r = d->cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
-    if (r == CUDA_SUCCESS)
-        spill_native_add(*dptr, *pPitch * Height, device);
+    if (size < spill_settings()->managed_min)
+        r = native_pitch(device, dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
     if (r != CUDA_ERROR_OUT_OF_MEMORY)
         return r;
     r = spill_capture_verdict();
@@ -85,7 +99,7 @@ SPILL_EXPORT CUresult CUDAAPI cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPit
         return r;
     /* The pitch is the driver's secret: one row tells it. */
     CUstreamCaptureMode mode = spill_capture_enter();
-    r = d->cuMemAllocPitch_v2(&row, &pitch, WidthInBytes, 1, ElementSizeBytes);
+    r = SPILL_RETRIED(d->cuMemAllocPitch_v2(&row, &pitch, WidthInBytes, 1, ElementSizeBytes));
     if (r == CUDA_SUCCESS)
         d->cuMemFree_v2(row);
     spill_capture_leave(mode);

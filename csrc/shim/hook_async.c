@@ -16,6 +16,13 @@ static bool stream_captures(CUstream stream, bool ptsz)
     return r == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
 }
 
+/* As a cuMemAlloc it would be native: VRAM is reclaimed for it, and the program not given RAM. */
+static bool retry(CUresult r, int device, size_t size)
+{
+    return size < spill_settings()->managed_min && spill_soft_heard(size) && spill_worth_retrying(r, size) &&
+           spill_vram_allows(device, size);
+}
+
 /* After (or instead of, where the limit forbids it) the driver's answer `r`. */
 static CUresult finish(CUresult r, int device, size_t size, CUdeviceptr *out, CUstream stream, bool ptsz)
 {
@@ -23,6 +30,8 @@ static CUresult finish(CUresult r, int device, size_t size, CUdeviceptr *out, CU
         return spill_seen(r);
     if (r == CUDA_SUCCESS) {
         spill_native_add(*out, size, device);
+        if (spill_soft_heard(size))
+            spill_soft_unheard(); /* its episode is over */
         return r;
     }
     r = spill_alloc(size, out);
@@ -37,8 +46,10 @@ static CUresult finish(CUresult r, int device, size_t size, CUdeviceptr *out, CU
         return real;                                                                                            \
     spill_path_count(__builtin_return_address(0), #symbol);                                                     \
     spill_stats_learn(device);                                                                                  \
-    return finish(spill_vram_allows(device, bytesize) || stream_captures(hStream, ptsz) ? real : CUDA_ERROR_OUT_OF_MEMORY, \
-                  device, bytesize, dptr, hStream, ptsz)
+    CUresult r = spill_vram_allows(device, bytesize) || stream_captures(hStream, ptsz) ? (real) : CUDA_ERROR_OUT_OF_MEMORY; \
+    if (retry(r, device, bytesize))                                                                             \
+        r = (real);                                                                                             \
+    return finish(r, device, bytesize, dptr, hStream, ptsz)
 
 #define ALLOC_ASYNC(symbol, ptsz)                                                              \
     SPILL_EXPORT CUresult CUDAAPI symbol(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) \

@@ -1,26 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Hooks of everything else that gives the GPU work which may touch managed memory: kernels, graphs, memory operations of
  * streams. Called by the program, on its hottest path.
- * Rules: inside the gate there are one look and the driver's call, nothing else; no lock, nothing shared is written. Not here:
+ * Rules: inside the gate there are one look and the driver's call, nothing else; no lock, nothing shared is written. What the driver
+ * had no memory for (code, local memory, nodes) has not run: outside the gate some is reclaimed, and it is launched again. Not here:
  * host functions (while one runs the GPU isn't idle), events, what concerns cudaMallocManaged memory alone, arrays. */
 #include "shim/hook.h"
-#include "tiering/moving.h"
 
-/* What left a hole in a region: nobody knows whether this launch would run into it. */
-static inline CUresult poisoned(void) { return (CUresult)atomic_load_explicit(&spill_poison, memory_order_relaxed); }
-
+/* Over a hole nothing is submitted: nobody knows whether it would run into it. */
+#define INSIDE(CALL)                                      \
+    ({                                                    \
+        spill_gate_enter();                               \
+        CUresult inside_ = spill_poisoned();              \
+        if (__builtin_expect(inside_ == CUDA_SUCCESS, 1)) \
+            inside_ = (CALL);                             \
+        spill_gate_leave();                               \
+        inside_;                                          \
+    })
 #define GATED(symbol, params, args)                     \
     SPILL_EXPORT CUresult CUDAAPI symbol params         \
     {                                                   \
         const struct spill_driver *d = spill_driver();  \
         if (!d->symbol)                                 \
             return SPILL_MISSING;                       \
-        spill_gate_enter();                             \
-        CUresult r = poisoned();                        \
-        if (__builtin_expect(r == CUDA_SUCCESS, 1))     \
-            r = spill_seen(d->symbol args);             \
-        spill_gate_leave();                             \
-        return r;                                       \
+        return SPILL_RETRIED(INSIDE(d->symbol args));   \
     }
 /* With its per-thread-default-stream twin. */
 #define GATED_SZ(symbol, params, args) \
@@ -57,7 +59,7 @@ GATED_SZ(cuMemBatchDecompressAsync,
     {                                                                                                         \
         SPILL_GATED(symbol);                                                                                  \
         spill_pin_captured(stream, ptsz, addr, 0);                                                            \
-        CUresult r = poisoned();                                                                              \
+        CUresult r = spill_poisoned();                                                                        \
         return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(stream, addr, value, flags));        \
     }
 #define VALUE_SZ(symbol, type)  \
@@ -79,7 +81,7 @@ VALUE_SZ(cuStreamWriteValue64_v2, cuuint64_t)
         SPILL_GATED(symbol);                                                                                                 \
         if (spill_captured(stream, ptsz))                                                                                    \
             spill_pin_mem_ops(paramArray, count);                                                                            \
-        CUresult r = poisoned();                                                                                             \
+        CUresult r = spill_poisoned();                                                                                       \
         return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(stream, count, paramArray, flags));                 \
     }
 MEM_OPS(cuStreamBatchMemOp, false)
@@ -94,7 +96,7 @@ MEM_OPS(cuStreamBatchMemOp_v2_ptsz, true)
         SPILL_GATED(symbol);                                                                                             \
         if (spill_captured(hStream, ptsz))                                                                               \
             spill_pin_fabric(opList, numOps);                                                                            \
-        CUresult r = poisoned();                                                                                         \
+        CUresult r = spill_poisoned();                                                                                   \
         return r != CUDA_SUCCESS ? r : spill_seen(spill_driver()->symbol(numOps, opList, flags, hStream));               \
     }
 FABRIC(cuFabricCpyBatchAsync, false)

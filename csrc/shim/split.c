@@ -3,7 +3,6 @@
  * the copy and memset hooks. Rules: no driver call; no lock, unless fixed regions or spilled handles of the application's own
  * exist; a range that touches no region costs a few comparisons. */
 #include "shim/hook.h"
-#include "tiering/moving.h"
 
 bool spill_copies_pass(void)
 {
@@ -27,7 +26,7 @@ CUresult spill_range_error(CUdeviceptr p, uint64_t bytes)
     if (!region) /* an arena address that was freed: some drivers would find that out only when the copy runs */
         return !bytes || !spill_arena_contains(p) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     if (region->poisoned)
-        return (CUresult)atomic_load_explicit(&spill_poison, memory_order_relaxed);
+        return spill_poisoned();
     bool inside = p - region->base <= region->size && bytes <= region->size - (p - region->base);
     return inside ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

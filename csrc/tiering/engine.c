@@ -58,14 +58,6 @@ void spill_capture_leave(CUstreamCaptureMode mode)
         spill_driver()->cuThreadExchangeStreamCaptureMode(&mode);
 }
 
-void spill_reclaim(int device)
-{
-    CUmemoryPool pool;
-    const struct spill_driver *d = spill_driver();
-    if (d->cuDeviceGetMemPool && d->cuMemPoolTrimTo && d->cuDeviceGetMemPool(&pool, device) == CUDA_SUCCESS)
-        d->cuMemPoolTrimTo(pool, 0);
-}
-
 /* An episode is one size asked for again and again by one thread: caching allocators free their cache on the first
  * refusal and ask again. */
 static __thread size_t refused;
@@ -76,6 +68,11 @@ bool spill_soft_oom(size_t size)
         return refused = 0, false;
     refused = size;
     return true;
+}
+
+bool spill_soft_heard(size_t size)
+{
+    return !settings->soft_oom || refused == size;
 }
 
 void spill_soft_unheard(void)
@@ -137,7 +134,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
         if (chunk->tier == SPILL_VRAM) {
             r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             if (r == CUDA_ERROR_OUT_OF_MEMORY && !reclaimed) {
-                spill_reclaim(region->device);
+                spill_pool_trim(region->device);
                 reclaimed = true;
                 r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             }

@@ -76,6 +76,13 @@ static inline void spill_gate_leave(void)
     atomic_store_explicit(&slot->inside, depth - 1, memory_order_release);
 }
 
+/* Whether this thread is in a gated call: it must not wait for whoever may be closing the gate. */
+static inline bool spill_gate_inside(void)
+{
+    struct spill_gate_slot *slot = spill_gate_mine;
+    return slot && atomic_load_explicit(&slot->inside, memory_order_relaxed) != 0;
+}
+
 /* Close the gate and wait until every other thread is outside, until `deadline_ns` of CLOCK_MONOTONIC (one look is always
  * made). True: closed, and the same thread opens it. False: it is open (another closer is at work, this thread is inside, the
  * deadline passed, or a thread could not be given a slot). */

@@ -142,6 +142,15 @@ bool spill_sweep_next(void *sweep, struct spill_want *want);
  * spill_move_series. The context of the calling thread must be current. */
 uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t deadline_ns, uint64_t pause_ns, enum spill_reason *why);
 
+/* ---- reclaim.c ---- */
+
+/* Have the driver give back what its stream-ordered pool only keeps for reuse. */
+void spill_pool_trim(int device);
+/* The driver ran out of memory over a call that is over: make some free, at least `bytes` (0: nobody knows how much it lacks). True
+ * if anything was gained, so that the call is worth making again. The calling thread is outside the gate, holds no lock of ours, and
+ * has a context of `device` current. May take a quarter of a second while the GPU is busy. */
+bool spill_reclaim(int device, uint64_t bytes);
+
 /* ---- settle.c ---- */
 
 /* The application has waited for the GPU, successfully: if its allocations have settled, mend the placement, once. Takes the engine

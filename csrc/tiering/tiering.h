@@ -155,13 +155,13 @@ struct spill_region *spill_claim(CUdeviceptr p);
 void spill_region_release(struct spill_region *region);
 /* Forget every region of a context that the application destroyed. */
 void spill_discard_context(CUcontext ctx);
-/* The driver has no memory left: have it give back what its stream-ordered pool only keeps for reuse. */
-void spill_reclaim(int device);
 /* Run the shim's own driver calls so that no capture of this thread forbids them; returns what spill_capture_leave wants. */
 CUstreamCaptureMode spill_capture_enter(void);
 void spill_capture_leave(CUstreamCaptureMode mode);
 /* soft out-of-memory: true if this allocation of `size` bytes, which would spill, must fail once. */
 bool spill_soft_oom(size_t size);
+/* False while the program has not heard of it, and shall before anything is displaced. */
+bool spill_soft_heard(size_t size);
 /* The allocation was granted in another way: the program has heard of no refusal. */
 void spill_soft_unheard(void);
 
