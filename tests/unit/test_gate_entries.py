@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-HOOKS = ["launch", "copy", "copy_rect", "memset", "graph", "lifecycle", "identity"]
+HOOKS = ["launch", "copy", "copy_rect", "memset", "graph", "lifecycle", "identity", "reclaim"]
 # What they need beside the engine.
 LINKED = ["split", "driver", "config", "log"]
 # Beside the launches and memory operations, work that names its memory in ways that nobody reads here.
@@ -28,6 +28,7 @@ ORDER = "orders or marks work, and touches no memory of the program"
 STREAM = "makes, describes or changes a stream"
 HOST = "calls a function of the program: while it runs, the GPU is not idle"
 POOL = "concerns the driver's pools, which hold no region; what they refuse becomes a region under the engine lock"
+OWN = "takes memory of the driver's own, which a move doesn't touch: where there is none, some is reclaimed outside the gate"
 FOREIGN = "works with other APIs: that freezes the process"
 
 # Entries by base name, where a hook or a stream could let one expect the gate.
@@ -42,6 +43,11 @@ NOT_GATED = {
     "cuStreamGetCaptureInfo cuStreamIsCapturing cuStreamUpdateCaptureDependencies cuStreamGetCtx cuStreamGetDevice cuStreamGetFlags "
     "cuStreamGetGreenCtx cuStreamGetId cuStreamGetPriority cuStreamGetDevResource cuOccupancyMaxActiveClusters "
     "cuOccupancyMaxPotentialClusterSize",
+    OWN: "cuModuleLoad cuModuleLoadData cuModuleLoadDataEx cuModuleLoadFatBinary cuModuleGetFunction cuModuleGetGlobal cuLibraryLoadData "
+    "cuLibraryLoadFromFile cuLibraryGetKernel cuLibraryGetModule cuLibraryGetGlobal cuLibraryGetManaged cuKernelGetFunction "
+    "cuKernelGetAttribute cuKernelSetAttribute cuKernelSetCacheConfig cuFuncGetAttribute cuFuncSetAttribute cuFuncLoad "
+    "cuGraphInstantiate cuGraphInstantiateWithFlags cuGraphInstantiateWithParams cuGraphExecUpdate cuCtxSetLimit cuEventCreate "
+    "cuArrayCreate cuArray3DCreate cuMipmappedArrayCreate",
     HOST: "cuLaunchHostFunc cuStreamAddCallback",
     POOL: "cuMemAllocAsync cuMemAllocFromPoolAsync cuMemFreeAsync",
     FOREIGN: "cuSignalExternalSemaphoresAsync cuWaitExternalSemaphoresAsync cuGraphicsMapResources cuGraphicsUnmapResources "
