@@ -102,6 +102,7 @@ enum spill_reason {
     SPILL_REASON_RAM,      /* the budget grants no more RAM */
     SPILL_REASON_DRIVER,   /* the driver refused a step; everything is where it was */
     SPILL_REASON_PINNED,   /* what is left is pinned, or fixed in RAM */
+    SPILL_REASON_BACKEND,  /* chunks cannot lie in RAM: no backend for them, or no spilling is wanted */
 };
 
 #define SPILL_PAUSE_BUCKETS 40

@@ -65,7 +65,7 @@ uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t dead
     uint64_t freed = 0, until = spill_now_ns() + pause_ns;
     *why = SPILL_REASON_NONE;
     if (!spill_settings()->spill || spill_backend(device)->backend > SPILL_BACKEND_HOST)
-        return *why = SPILL_REASON_RAM, 0;
+        return *why = SPILL_REASON_BACKEND, 0;
     while (freed < bytes) {
         struct search search = { .device = device, .than = than };
         spill_region_each(consider, &search);

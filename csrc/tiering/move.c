@@ -80,8 +80,8 @@ static enum spill_reason take_backings(struct move *m)
     uint64_t granted = m->into_ram, since_check = 0;
     char why[160];
     /* Where everything fitted, nothing has asked yet how RAM reaches the GPU. */
-    if (granted && spill_backend(m->region->device)->backend > SPILL_BACKEND_HOST)
-        return SPILL_REASON_RAM;
+    if (granted && (!spill_settings()->spill || spill_backend(m->region->device)->backend > SPILL_BACKEND_HOST))
+        return SPILL_REASON_BACKEND;
     if (granted && !spill_budget_ask(granted, why)) {
         spill_log(SPILL_LOG_DEBUG, "demotion of %llu bytes: %s", (unsigned long long)granted, why);
         return SPILL_REASON_RAM;

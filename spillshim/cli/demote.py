@@ -26,6 +26,7 @@ _REASONS = {
     "busy": ("the GPU was not idle within the time that moving may take", "Try again, or when the program has less to do: nothing is moved under running work."),
     "vram": ("there is no more room in VRAM", "Demote another program, or end it; `spillshim status` shows who holds how much."),
     "ram": ("the RAM budget grants no more", "Raise SPILLSHIM_HOST_LIMIT or lower SPILLSHIM_RAM_RESERVE for the program, or free RAM."),
+    "backend": ("its chunks cannot lie in RAM: it was started with --no-spill, or the driver maps no host memory (backend hostalloc or none)", "`spillshim doctor` names the backend, and what it takes to have a better one."),
     "driver": ("the driver refused a step of a move; everything is where it was", "SPILLSHIM_LOG=info in the program's environment shows its error."),
     "pinned": ("what is left must not be moved: it is shared, registered, part of a CUDA graph, or fixed in RAM", ""),
 }

@@ -12,7 +12,7 @@ import struct
 
 import pytest
 from clients_common import MIB
-from held import connected
+from held import HOLD, connected
 
 from spillshim import control
 
@@ -159,6 +159,26 @@ def test_the_ram_budget_holds_for_orders_too(hold, order):
     one = told(held)
     assert result.returncode == 1 and "the RAM budget grants no more" in result.stderr
     assert one.ram <= 60 * MIB and one.vram >= 36 * MIB
+    held.finish()
+
+
+def test_where_chunks_cannot_lie_in_ram_nothing_is_demoted(hold, order):
+    """What has spilled there lies in buffers of its own, which cannot be moved either."""
+    held = hold(SIMGPU_HOST_VMM="none")
+    before = told(held)
+    result = order("demote", held)
+    assert result.returncode == 1 and "cannot lie in RAM" in result.stderr and "spillshim doctor" in result.stderr
+    result = order("promote", held)
+    assert result.returncode == 1 and "must not be moved" in result.stderr
+    assert (told(held).vram, told(held).ram) == (before.vram, before.ram) and before.ram == 48 * MIB
+    held.finish()
+
+
+def test_a_program_that_must_not_use_ram_is_not_sent_there(hold, order):
+    held = hold(HOLD.replace("48 * MIB", "16 * MIB"), SPILLSHIM_SPILL="0")
+    result = order("demote", held)
+    assert result.returncode == 1 and "started with --no-spill" in result.stderr
+    assert told(held).ram == 0
     held.finish()
 
 
