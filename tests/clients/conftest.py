@@ -7,6 +7,7 @@ nothing: only copies carry data, and what is compared is data that was copied to
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -139,12 +140,14 @@ class Calls:
     def check(self, client: str) -> None:
         """Compares with the client's section of CALLS.md (SPILLSHIM_WRITE_CALLS=1 writes it instead)."""
         self.no_stub()
-        table = _sections(TABLE.read_text()) if TABLE.exists() else {}
         now = _render(self.made())
         if os.environ.get("SPILLSHIM_WRITE_CALLS") == "1":
-            table[client] = now
-            TABLE.write_text(HEAD + "".join(f"\n## {title}\n{table[title].rstrip()}\n" for title in sorted(table)))
+            with TABLE.open("a+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # other workers write their sections
+                table = {**_sections(TABLE.read_text()), client: now}
+                TABLE.write_text(HEAD + "".join(f"\n## {title}\n{table[title].rstrip()}\n" for title in sorted(table)))
             return
+        table = _sections(TABLE.read_text()) if TABLE.exists() else {}
         assert client in table, f"{TABLE.name} has no section {client!r}: SPILLSHIM_WRITE_CALLS=1 writes it"
         before, after = ({*re.findall(r"\b(?:cu|__cu)\w+", text)} - {"cuBLAS"} for text in (table[client], now))
         new, gone = sorted(after - before), sorted(before - after)
