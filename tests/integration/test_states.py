@@ -71,6 +71,7 @@ ENTRIES = {
     "cuMulticastBindAddr": MULTICAST,
     "cuMulticastBindAddr_v2": MULTICAST,
     "cuGreenCtxCreate": "the program uses green contexts",
+    "cuCtxDetach": "the program ends contexts by counting their users (cuCtxDetach)",
     "cuFlushGPUDirectRDMAWrites": RDMA,
     "cuCheckpointProcessLock": CHECKPOINT,
     "cuCheckpointProcessCheckpoint": CHECKPOINT,
