@@ -73,9 +73,12 @@ SPILL_EXPORT CUresult CUDAAPI cuMemCreate(CUmemGenericAllocationHandle *handle, 
         if (r == CUDA_SUCCESS)
             spill_handle_add(*handle, size, prop->location.id, SPILL_VRAM);
     }
-    if (r == CUDA_ERROR_OUT_OF_MEMORY)
+    bool full = r == CUDA_ERROR_OUT_OF_MEMORY;
+    if (full)
         r = overflow(handle, size, prop, flags);
     spill_handles_unlock();
+    if (full && r == CUDA_SUCCESS)
+        spill_managed();
     return r;
 }
 

@@ -364,6 +364,12 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
     return CUDA_SUCCESS;
 }
 
+void spill_managed(void)
+{
+    if (settings->managed && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
+        settings->managed();
+}
+
 CUresult spill_alloc(size_t size, CUdeviceptr *out)
 {
     int device;
@@ -385,8 +391,8 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
         r = allocate(device, size, out, &soft);
     spill_capture_leave(mode);
     spill_unlock();
-    if (r == CUDA_SUCCESS && settings->managed && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
-        settings->managed();
+    if (r == CUDA_SUCCESS)
+        spill_managed();
     return r;
 }
 

@@ -71,7 +71,8 @@ struct spill_settings {
     uint64_t (*ram_reserve)(uint64_t total);
     /* Find the backend, in a child process; called once, when VRAM is getting short. */
     void (*probe)(int device, struct spill_probe_result *out);
-    /* The first region is there. Called once, without a lock held. NULL: nothing to do. */
+    /* There is a first region, or a first handle of the application's in RAM. Called once, without a lock held. NULL: nothing
+     * to do. */
     void (*managed)(void);
     /* Look for reasons to be frozen that come without a call: libraries, debuggers. NULL: there are none. */
     void (*look)(void);
@@ -146,6 +147,8 @@ void spill_unlock(void);
 /* Allocate `size` bytes for the current context, in VRAM, in RAM or in both. CUDA_ERROR_OUT_OF_MEMORY where neither has
  * room, or the budget says no, as the driver would have answered. */
 CUresult spill_alloc(size_t size, CUdeviceptr *out);
+/* See spill_settings.managed: to be called when there may be something; without a lock held. */
+void spill_managed(void);
 /* Free the region at `p` at once: waits until its context is idle, as the driver's cuMemFree does. */
 CUresult spill_free(CUdeviceptr p);
 /* The region at `p`, whose free has now been asked for; NULL where nothing begins there that isn't being freed already: between

@@ -109,6 +109,25 @@ def test_watching_ends_with_the_program(hold, run_sim, clean_env):
         watch.communicate()
 
 
+OWN_HANDLES = """
+    ctx = Ctx()
+    handles = [u64() for _ in range(3)]
+    for handle in handles:
+        cu("cuMemCreate", ref(handle), 32 * MIB, ref(device_prop()), 0)
+    print("ready", flush=True)
+    sys.stdin.read()
+    done(intact=[True, True])
+"""
+
+
+def test_a_program_whose_own_handles_spill_is_listed_too(hold, status):
+    """As PyTorch's expandable segments: RAM is held, nothing of it can be moved."""
+    held = hold(OWN_HANDLES)
+    told = json.loads(status("--json", str(held.pid)).ok().stdout)
+    assert told["regions"] == told["managed"] == 0 and told["ram"] >= 32 * MIB
+    held.finish()
+
+
 # --- who can't be spoken to ---------------------------------------------------------------------------------------------------
 
 
