@@ -19,7 +19,7 @@
 /* A driver's calls need some hundred KiB, the program's thread-local data comes out of it too; what isn't used costs nothing. */
 enum { STACK = 1 << 20, PATIENCE_S = 5 };
 
-static struct spill_fd bell = { .fd = -1 }; /* an eventfd */
+static struct spill_fd bell = { .fd = -1 }; /* an eventfd; these share an inode, so what is certain is that it is no file */
 static bool running, stopping;
 /* Held while the worker acts. Whoever ends the process takes it and keeps it. */
 static pthread_mutex_t acting = PTHREAD_MUTEX_INITIALIZER;

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -44,7 +44,12 @@ def _progress(process: control.Process, demote: bool, total: int) -> Iterator[Ca
     before = process.read().moves[name]
     with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("demoting" if demote else "promoting", total=total)
-        yield lambda: bar.update(task, completed=process.read().moves[name] - before)
+
+        def look() -> None:
+            with suppress(control.NoAnswer):  # caught in the middle of a change: the next look will do
+                bar.update(task, completed=process.read().moves[name] - before)
+
+        yield look
 
 
 def _refusal(one: control.Status) -> control.NoAnswer:
