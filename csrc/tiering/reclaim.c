@@ -41,10 +41,15 @@ static uint64_t amount(const struct spill_device *d, uint64_t bytes)
     return bytes > spare ? bytes : spare;
 }
 
-static uint64_t usable(int device)
+/* VRAM that has become usable since `before`, which is brought up to date; 0 where the driver doesn't say. */
+static uint64_t gained_since(int device, uint64_t *before)
 {
-    uint64_t usable = 0, device_free;
-    return spill_vram_free(device, &usable, &device_free) == CUDA_SUCCESS ? usable : 0;
+    uint64_t now, device_free, was = *before;
+    *before = UINT64_MAX;
+    if (spill_vram_free(device, &now, &device_free) != CUDA_SUCCESS)
+        return 0;
+    *before = now;
+    return now > was ? now - was : 0;
 }
 
 static uint64_t displace(int device, uint64_t bytes, enum spill_reason *why)
@@ -69,14 +74,15 @@ bool spill_reclaim(int device, uint64_t bytes)
     const struct spill_device *d = spill_device(device);
     if (!d || spill_dead() || spill_capturing())
         return false;
-    uint64_t before = usable(device), want = amount(d, bytes), displaced = 0;
+    uint64_t before = UINT64_MAX, want = amount(d, bytes), displaced = 0;
     enum spill_reason why = SPILL_REASON_NONE;
+    gained_since(device, &before);
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_lock();
     spill_limbo_sweep(0);
     spill_pool_trim(device);
     spill_unlock();
-    uint64_t now = usable(device), gained = now > before ? now - before : 0;
+    uint64_t gained = gained_since(device, &before);
     if (gained < want && spill_settings()->moves && spill_state_now() == SPILL_OPEN)
         displaced = displace(device, want - gained, &why);
     spill_capture_leave(mode);

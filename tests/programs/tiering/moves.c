@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Moves by the tiering engine alone, on the simulated driver: orders in both directions, re-cutting, refusals; then every driver call
- * of a move fails, one after another and in pairs. Built and run by tests/integration/test_tiering_moves.py.
+ * of a move, and of a reclaim, fails, one after another and in pairs. Built and run by tests/integration/test_tiering_moves.py.
  *
  *   moves PROC_ROOT [pairs]     pairs: every pair of calls too
  * Prints one line per scenario; exit 0 only if no byte changed, nothing leaked, and a hole was never left where bytes can be read. */
@@ -190,6 +190,31 @@ static void late(bool at_once)
     printf("late allocations\n");
 }
 
+/* The driver lacks VRAM: regions give it some, of whatever size they are. */
+static void reclaims(void)
+{
+    snprintf(scenario, sizeof scenario, "reclaim");
+    CUdeviceptr big = allocated(40 * MIB, 11), small = allocated(16 * MIB, 12), rest;
+    size_t left = free_vram();
+    CHECK(left == start / 8 && real.cuMemAlloc_v2(&rest, left) == CUDA_SUCCESS && free_vram() == 0);
+    settings.moves = false;
+    CHECK(!spill_reclaim(0, 0) && free_vram() == 0);
+    settings.moves = true;
+    spill_capture_begin(NULL, false);
+    CHECK(!spill_reclaim(0, 0) && free_vram() == 0);
+    spill_capture_end(NULL, false);
+    CHECK(spill_reclaim(0, 0) && free_vram() == start / 8); /* the headroom once more */
+    CHECK(region_of(big)->ram_bytes == start / 8 && !region_of(small)->ram_bytes); /* the largest paid */
+    CHECK(spill_reclaim(0, 20 * MIB) && free_vram() == start / 8 + 20 * MIB);
+    CHECK(spill_reclaim(0, 28 * MIB) && free_vram() == start - left && !spill_reclaim(0, 0)); /* all, and then nothing */
+    sums_agree(start, left);
+    read_bytes(big, 40 * MIB, 11), read_bytes(small, 16 * MIB, 12);
+    CHECK(real.cuMemFree_v2(rest) == CUDA_SUCCESS);
+    freed(big), freed(small);
+    check_empty(start);
+    printf("reclaim\n");
+}
+
 /* A move with call `first`, and call `second` after it, failing; true if so many were made. */
 static bool faulty(enum spill_tier to, uint64_t stay, long first, long second)
 {
@@ -212,16 +237,36 @@ static bool faulty(enum spill_tier to, uint64_t stay, long first, long second)
     return reached;
 }
 
-static void sweep(enum spill_tier to, uint64_t stay, bool pairs)
+static bool faulty_to_ram(long first, long second) { return faulty(SPILL_RAM, 0, first, second); }
+static bool faulty_to_ram_in_part(long first, long second) { return faulty(SPILL_RAM, 4 * MIB, first, second); }
+static bool faulty_to_vram(long first, long second) { return faulty(SPILL_VRAM, 0, first, second); }
+
+/* The same for a reclaim, which tells whether it gained anything. */
+static bool faulty_reclaim(long first, long second)
+{
+    snprintf(scenario, sizeof scenario, "reclaim, calls %ld and %ld fail", first, second);
+    CUdeviceptr p = allocated(16 * MIB, 13);
+    size_t before = free_vram();
+    uint64_t poisoned = spill_move_stats()->poisoned;
+    calls = 0, fail_at = first, fail_at_too = second, fail_with = CUDA_ERROR_UNKNOWN;
+    bool gained = spill_reclaim(0, 0), reached = calls >= (second ? second : first);
+    fail_at = fail_at_too = 0;
+    CHECK(spill_move_stats()->poisoned == poisoned && gained == (region_of(p)->ram_bytes > 0) && gained == (free_vram() > before));
+    read_bytes(p, 16 * MIB, 13);
+    freed(p);
+    check_empty(start);
+    return reached;
+}
+
+static void sweep(const char *what, bool (*run)(long first, long second), bool pairs)
 {
     long singles = 1, doubles = 0;
-    for (; faulty(to, stay, singles, 0); singles++)
+    for (; run(singles, 0); singles++)
         ;
     for (long first = 1; pairs && first < singles; first++)
-        for (long second = first + 1; faulty(to, stay, first, second); second++)
+        for (long second = first + 1; run(first, second); second++)
             doubles++;
-    printf("move to %s, stay %llu: %ld driver calls, %ld pairs\n", to == SPILL_RAM ? "RAM" : "VRAM", (unsigned long long)stay, singles - 1,
-           doubles);
+    printf("%s: %ld driver calls, %ld pairs\n", what, singles - 1, doubles);
 }
 
 int main(int argc, char **argv)
@@ -239,8 +284,11 @@ int main(int argc, char **argv)
     refusals();
     late(true);
     late(false);
-    for (int i = 0; i < 3; i++)
-        sweep(i < 2 ? SPILL_RAM : SPILL_VRAM, i == 1 ? 4 * MIB : 0, argc > 2);
+    reclaims();
+    sweep("move to RAM", faulty_to_ram, argc > 2);
+    sweep("move to RAM of a part", faulty_to_ram_in_part, argc > 2);
+    sweep("move to VRAM", faulty_to_vram, argc > 2);
+    sweep("reclaim", faulty_reclaim, argc > 2);
     printf("ok\n");
     return 0;
 }
