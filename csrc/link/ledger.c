@@ -156,21 +156,6 @@ int spill_ledger_join(struct spill_ledger *l, const char *dir, uint64_t job)
     return err;
 }
 
-void spill_ledger_leave(struct spill_ledger *l)
-{
-    if (!l->file)
-        return;
-    struct spill_ledger_slot *own = l->own;
-    int fd = l->fd;
-    *l = (struct spill_ledger){ .fd = -1 };
-    lock_file(fd, LOCK_EX);
-    if (own)
-        memset(own, 0, sizeof *own);
-    lock_file(fd, LOCK_UN);
-    /* Stays mapped: the process ends, and another of its threads may still be writing its count. */
-    close(fd);
-}
-
 void spill_ledger_abandon(struct spill_ledger *l)
 {
     if (!l->file)

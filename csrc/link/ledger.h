@@ -21,11 +21,9 @@ struct spill_ledger {
 void spill_ledger_default_dir(char *out, size_t size);
 
 /* Open (making it if needed) the ledger in `dir` (NULL or "": the default) and claim a slot for this process.
- * 0 or an errno; a failed join leaves `ledger` empty and usable (nothing is shared then). */
+ * 0 or an errno; a failed join leaves `ledger` empty and usable (nothing is shared then). Nobody leaves: the slot is the
+ * process's until it is gone, and its memory with it. */
 int spill_ledger_join(struct spill_ledger *ledger, const char *dir, uint64_t job);
-
-/* Give the slot back, at the end of the process. The file stays: another process may be about to join. */
-void spill_ledger_leave(struct spill_ledger *ledger);
 
 /* In the child of a fork: let go of the parent's slot without touching it. */
 void spill_ledger_abandon(struct spill_ledger *ledger);

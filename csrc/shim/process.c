@@ -165,8 +165,7 @@ __attribute__((destructor)) static void at_exit(void)
         return;
     if (!spill_config()->disable)
         spill_stats_report(mine);
-    if (mine) {
+    /* The ledger is not left: other threads may be using it, and the kernel gives the slot back, after the memory. */
+    if (mine)
         spill_exit_ends();
-        spill_budget_leave(false);
-    }
 }

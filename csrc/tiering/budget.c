@@ -120,16 +120,10 @@ bool spill_budget_joined(void)
     return __atomic_load_n(&tried, __ATOMIC_ACQUIRE) && ledger.own;
 }
 
-void spill_budget_leave(bool forked)
+void spill_budget_abandon(void)
 {
-    if (!tried)
-        return;
-    if (forked) {
+    if (tried)
         spill_ledger_abandon(&ledger);
-    } else if (pthread_mutex_trylock(&lock) == 0) {
-        spill_ledger_leave(&ledger);
-        pthread_mutex_unlock(&lock);
-    } /* else another thread is at it while the process ends; then the kernel gives the slot back */
 }
 
 static void publish(void)

@@ -145,7 +145,7 @@ void spill_seen_error(CUresult answer)
 void spill_after_fork(void)
 {
     settle(&dead, "the child of a process that used CUDA");
-    spill_budget_leave(true);
+    spill_budget_abandon();
 }
 
 void spill_exit_begins(void)

@@ -324,8 +324,8 @@ uint64_t spill_budget_ceiling(void);
 /* The ledger, joined at the first call. Never NULL; empty if it could not be joined. */
 struct spill_ledger *spill_budget_ledger(void);
 bool spill_budget_joined(void);
-/* Give the slot back (exit) or let go of the parent's (fork). */
-void spill_budget_leave(bool forked);
+/* In the child of a fork: let go of the parent's slot. */
+void spill_budget_abandon(void);
 
 /* ---- limbo.c ---- */
 

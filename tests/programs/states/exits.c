@@ -54,7 +54,7 @@ static void *work(void *started)
 
 int main(int argc, char **argv)
 {
-    pthread_barrier_t started;
+    static pthread_barrier_t started; /* others may still be leaving it when main has returned */
     pthread_t thread[2];
     CUdevice device;
     atexit(in_early_handler);
