@@ -30,6 +30,8 @@ static CUresult native(int device, size_t size, CUdeviceptr *out)
     if (!spill_vram_allows(device, size))
         return CUDA_ERROR_OUT_OF_MEMORY;
     CUresult r = spill_driver()->cuMemAlloc_v2(out, size);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && spill_pool_yield(device))
+        r = spill_driver()->cuMemAlloc_v2(out, size);
     if (r == CUDA_SUCCESS)
         spill_native_add(*out, size, device);
     return spill_seen(r);

@@ -4,8 +4,9 @@
  *   report=vram     total = the VRAM this job may use; free = what of it is free, less what has spilled: bytes in RAM are
  *                   VRAM that is owed, so free falls with every allocation and rises with every free, wherever it lies
  *   report=virtual  both raised by RAM: total by the most that may ever be pinned, free by what of that isn't in use
- * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment; without a limit,
- * with report=vram and nothing spilled, the driver's numbers pass untouched. */
+ * What is kept for reuse (pool.c) is free to the program whose it is, and to nobody else.
+ * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment, but for what they keep;
+ * without a limit, with report=vram, nothing spilled and nothing kept, the driver's numbers pass untouched. */
 #include "shim/config.h"
 #include "shim/hook.h"
 #include "shim/resolve.h"
@@ -20,6 +21,7 @@ struct amounts {
 static struct amounts model(const struct spill_device *d, struct amounts device)
 {
     struct spill_ledger_sum sum;
+    device.free += spill_pool_vram(d->key);
     struct amounts out = { device.free, d->limit < device.total ? d->limit : device.total };
     spill_usage(d, &sum);
     if (d->limit < d->total) {

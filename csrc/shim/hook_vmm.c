@@ -56,6 +56,20 @@ static CUresult overflow(CUmemGenericAllocationHandle *handle, size_t size, cons
     return CUDA_SUCCESS;
 }
 
+/* What the driver says, within the limit; counted. */
+static CUresult in_vram(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop, unsigned long long flags)
+{
+    CUresult r = CUDA_ERROR_OUT_OF_MEMORY;
+    spill_handles_lock();
+    if (spill_vram_allows(prop->location.id, size)) {
+        r = spill_driver()->cuMemCreate(handle, size, prop, flags);
+        if (r == CUDA_SUCCESS)
+            spill_handle_add(*handle, size, prop->location.id, SPILL_VRAM);
+    }
+    spill_handles_unlock();
+    return r;
+}
+
 SPILL_EXPORT CUresult CUDAAPI cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size,
                                           const CUmemAllocationProp *prop, unsigned long long flags)
 {
@@ -66,18 +80,15 @@ SPILL_EXPORT CUresult CUDAAPI cuMemCreate(CUmemGenericAllocationHandle *handle, 
         return d->cuMemCreate(handle, size, prop, flags);
     spill_path_count(__builtin_return_address(0), "cuMemCreate");
     spill_stats_learn(prop->location.id);
-    CUresult r = CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult r = in_vram(handle, size, prop, flags);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && spill_pool_yield(prop->location.id))
+        r = in_vram(handle, size, prop, flags);
+    if (r != CUDA_ERROR_OUT_OF_MEMORY)
+        return r;
     spill_handles_lock();
-    if (spill_vram_allows(prop->location.id, size)) {
-        r = d->cuMemCreate(handle, size, prop, flags);
-        if (r == CUDA_SUCCESS)
-            spill_handle_add(*handle, size, prop->location.id, SPILL_VRAM);
-    }
-    bool full = r == CUDA_ERROR_OUT_OF_MEMORY;
-    if (full)
-        r = overflow(handle, size, prop, flags);
+    r = overflow(handle, size, prop, flags);
     spill_handles_unlock();
-    if (full && r == CUDA_SUCCESS)
+    if (r == CUDA_SUCCESS)
         spill_managed();
     return r;
 }

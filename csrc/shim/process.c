@@ -111,6 +111,8 @@ static void start(void)
         .moves = c->moves == SPILL_MOVES_AUTO,
         .insist_on_holdback = c->holdback.set,
         .exportable = c->exportable,
+        .keep = c->control, /* the worker gives it up */
+        .kept = spill_worker_wake,
         .managed_min = spill_amount_bytes(&c->managed_min, 0, 16 << 20),
         .chunk = chunk_size(&c->chunk, 32 << 20),
         .spill_chunk = chunk_size(&c->spill_chunk, 4 << 20),

@@ -15,9 +15,10 @@
 
 #include "link/socket.h"
 #include "shim/log.h"
+#include "tiering/tiering.h"
 
 /* A driver's calls need some hundred KiB, the program's thread-local data comes out of it too; what isn't used costs nothing. */
-enum { STACK = 1 << 20, PATIENCE_S = 5 };
+enum { STACK = 1 << 20, PATIENCE_S = 5, TICK_MS = 2000 };
 
 static struct spill_fd bell = { .fd = -1 }; /* an eventfd; these share an inode, so what is certain is that it is no file */
 static bool running, stopping;
@@ -49,13 +50,16 @@ static void *body(void *unused)
     pthread_mutex_lock(&acting);
     while (!is_stopping()) {
         int timeout = spill_control_watch(&fds[1]);
+        bool tick = spill_pool_any() && (timeout < 0 || timeout > TICK_MS);
         pthread_mutex_unlock(&acting);
-        int n = poll(fds, 1 + SPILL_CONTROL_FDS, timeout);
+        int n = poll(fds, 1 + SPILL_CONTROL_FDS, tick ? TICK_MS : timeout);
         pthread_mutex_lock(&acting);
         if (n < 0 && errno != EINTR)
             break;
         if (is_stopping() || n < 0)
             continue;
+        if (!n && tick)
+            spill_pool_tick();
         hear(&fds[0]);
         spill_control_turn(&fds[1]);
     }

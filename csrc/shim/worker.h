@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The one thread of the shim's own, named "spillshim": it answers the control socket and carries out orders. Started by
  * process.c with the first region, so never in a process that manages nothing, and not with SPILLSHIM_CONTROL=0.
- * Rules: idle it sleeps without a timeout; no signal of the program is ever delivered to it; what it has begun ends before the
+ * While memory is kept for reuse it ticks (tiering/pool.c). Rules: idle it sleeps without a timeout; no signal of the program is ever delivered to it; what it has begun ends before the
  * program's exit goes on, and nothing is begun after that; the child of a fork has none; whatever it lacks (a thread, a socket, a
  * folder), the program runs on. */
 #ifndef SPILL_WORKER_H

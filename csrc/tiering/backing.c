@@ -78,6 +78,12 @@ void spill_backing_refused(uint64_t bytes, CUresult error)
 CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out)
 {
     CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED };
+    if (spill_pool_take(device, tier, bytes, out)) {
+        if (tier == SPILL_RAM)
+            spill_budget_give(bytes, 0); /* it was asked for, and pinned, when it was made */
+        spill_account(device, tier == SPILL_VRAM ? (int64_t)bytes : 0, tier == SPILL_RAM ? (int64_t)bytes : 0);
+        return CUDA_SUCCESS;
+    }
     if (tier == SPILL_RAM) {
         prop.location = spill_host_location();
     } else {
@@ -86,6 +92,8 @@ CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CU
         prop.allocFlags.gpuDirectRDMACapable = spill_device(device)->rdma; /* as cudaMalloc's memory is */
     }
     CUresult r = spill_driver()->cuMemCreate(out, bytes, &prop, 0);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && (tier == SPILL_RAM ? spill_pool_trim_ram(UINT64_MAX) : spill_pool_trim(device, bytes)))
+        r = spill_driver()->cuMemCreate(out, bytes, &prop, 0);
     if (r != CUDA_SUCCESS && tier == SPILL_RAM)
         spill_backing_refused(bytes, r);
     if (r != CUDA_SUCCESS)
@@ -105,6 +113,14 @@ void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemG
         spill_budget_give(bytes, bytes);
     if (r == CUDA_SUCCESS)
         spill_account(device, tier == SPILL_VRAM ? -(int64_t)bytes : 0, tier == SPILL_RAM ? -(int64_t)bytes : 0);
+}
+
+void spill_backing_recycle(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle)
+{
+    if (spill_pool_give(device, tier, bytes, handle))
+        spill_account(device, tier == SPILL_VRAM ? -(int64_t)bytes : 0, tier == SPILL_RAM ? -(int64_t)bytes : 0);
+    else
+        spill_backing_give(device, tier, bytes, handle);
 }
 
 CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out)

@@ -134,7 +134,7 @@ static void publish(void)
     __atomic_store_n(&ledger.own->ram_pinned, own_pinned, __ATOMIC_RELAXED);
 }
 
-bool spill_budget_ask(uint64_t bytes, char why[160])
+static bool ask(uint64_t bytes, char why[160])
 {
     struct spill_ledger *l = spill_budget_ledger();
     struct spill_ledger_sum sum = { 0 };
@@ -178,6 +178,11 @@ bool spill_budget_ask(uint64_t bytes, char why[160])
     return granted;
 }
 
+bool spill_budget_ask(uint64_t bytes, char why[160])
+{
+    return ask(bytes, why) || (spill_pool_trim_ram(UINT64_MAX) && ask(bytes, why));
+}
+
 void spill_budget_pinned(uint64_t bytes)
 {
     pthread_mutex_lock(&lock);
@@ -195,9 +200,11 @@ void spill_budget_give(uint64_t asked, uint64_t pinned)
     pthread_mutex_unlock(&lock);
 }
 
+static bool holds(void) { return meminfo("MemAvailable") >= ram_reserve / 2; }
+
 bool spill_budget_holds(void)
 {
-    return meminfo("MemAvailable") >= ram_reserve / 2;
+    return holds() || (spill_pool_trim_ram(UINT64_MAX) && holds());
 }
 
 uint64_t spill_budget_ceiling(void)

@@ -152,7 +152,7 @@ CUresult spill_vram_free(int device, uint64_t *usable, uint64_t *device_free)
     CUresult r = spill_driver()->cuMemGetInfo_v2(&free_now, &total);
     if (r != CUDA_SUCCESS)
         return r;
-    *device_free = *usable = free_now;
+    *device_free = *usable = free_now + spill_pool_vram(d->key);
     if (d->limit < d->total) {
         uint64_t used = used_by_job(d), left = used < d->limit ? d->limit - used : 0;
         if (left < *usable)

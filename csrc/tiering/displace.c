@@ -83,6 +83,7 @@ uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t dead
         if (*why != SPILL_REASON_NONE || !series.moved)
             break;
     }
+    spill_pool_trim(device, UINT64_MAX); /* whoever needs it need not be us */
     spill_log(SPILL_LOG_DEBUG, "displaced=%llu wanted=%llu why=%d", (unsigned long long)freed, (unsigned long long)bytes, (int)*why);
     return freed;
 }

@@ -134,7 +134,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
         if (chunk->tier == SPILL_VRAM) {
             r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             if (r == CUDA_ERROR_OUT_OF_MEMORY && !reclaimed) {
-                spill_pool_trim(region->device);
+                spill_driver_pool_trim(region->device);
                 reclaimed = true;
                 r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             }
@@ -336,7 +336,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
     spill_context_known(region->ctx);
     if (fixed) {
         r = build_fixed(region, in.size);
-    } else {
+    } else if (out.ram || !spill_pool_take_run(region, in.size)) {
         spill_layout(&in, &out, steps, count);
         r = build_in_arena(region, &in, &out, steps);
         if (r == CUDA_ERROR_OUT_OF_MEMORY && out.ram && in.size <= in.vram_free) {
@@ -412,7 +412,7 @@ void spill_region_release(struct spill_region *region)
     spill_region_withdraw(region);
     if (region->fixed)
         spill_fixed_give(region->device, region->mapped, region->base, false);
-    else
+    else if (!spill_pool_keep_run(region))
         unbuild(region, region->chunk_count);
     forget(region);
 }
@@ -486,6 +486,7 @@ void spill_discard_context(CUcontext ctx)
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_limbo_context_gone(ctx);
     spill_region_each(discard, ctx);
+    spill_pool_trim(-1, UINT64_MAX); /* a context's end gives memory back */
     spill_capture_leave(mode);
     spill_unlock();
 }

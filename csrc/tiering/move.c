@@ -14,7 +14,7 @@
 
 #include "shim/log.h"
 
-enum { ATTEMPTS = 4, RECHECK = 256 << 20 };
+enum { ATTEMPTS = 4, RECHECK = 256 << 20, PIN_IN_PAUSE = 64 << 20 };
 
 _Atomic int spill_poison;
 
@@ -55,7 +55,7 @@ uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset)
 static void give_back(const struct move *m, const struct spill_chunk *chunks, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
-        spill_backing_give(m->region->device, (enum spill_tier)chunks[i].tier, spill_chunk_bytes(&chunks[i]), chunks[i].handle);
+        spill_backing_recycle(m->region->device, (enum spill_tier)chunks[i].tier, spill_chunk_bytes(&chunks[i]), chunks[i].handle);
 }
 
 /* ---- prepare ---- */
@@ -317,6 +317,13 @@ static void finish(struct move *m)
     drop(m);
 }
 
+/* Pinning lasts ten times as long as copying. In a pause so little of it is done that the pause stays one; where a move as long as `m`
+ * would pin more, the series ends, and the next one is prepared with the gate open. */
+static bool pins_slowly(const struct move *m)
+{
+    return m->into_ram > PIN_IN_PAUSE && !spill_pool_has_ram(m->into_ram);
+}
+
 /* Copy and switch over `m`; meanwhile prepare `*then`, if the series goes on, and finish the move `last`. True if it was made, also
  * where the series ends with it: *why tells. */
 static bool make(struct move *m, struct move *last, struct spill_series *series, struct move *then, enum spill_reason *why)
@@ -326,7 +333,7 @@ static bool make(struct move *m, struct move *last, struct spill_series *series,
     struct spill_want want;
     bool alone = !last->region && (!m->into_ram || m->into_ram == m->bytes);
     finish(last);
-    if (r == CUDA_SUCCESS && spill_now_ns() < series->pause_until_ns && series->next(series->arg, &want))
+    if (r == CUDA_SUCCESS && spill_now_ns() < series->pause_until_ns && !pins_slowly(m) && series->next(series->arg, &want))
         *why = prepare(then, &want, m->region == want.region ? m : NULL);
     if (r == CUDA_SUCCESS)
         r = copy_wait(m);

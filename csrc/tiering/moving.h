@@ -131,6 +131,7 @@ struct spill_sweep {
     uint32_t slot;                   /* where it goes on */
     uint64_t offset;
     CUcontext ctx; /* of the series; reset it before the next one */
+    uint64_t room; /* own use: bytes of VRAM that the series may still fill */
     bool full;     /* VRAM has no room for the next chunk */
 };
 bool spill_sweep_next(void *sweep, struct spill_want *want);
@@ -145,7 +146,7 @@ uint64_t spill_displace(int device, uint64_t bytes, uint64_t than, uint64_t dead
 /* ---- reclaim.c ---- */
 
 /* Have the driver give back what its stream-ordered pool only keeps for reuse. */
-void spill_pool_trim(int device);
+void spill_driver_pool_trim(int device);
 /* The driver ran out of memory over a call that is over: make some free, at least `bytes` (0: nobody knows how much it lacks). True
  * if anything was gained, so that the call is worth making again. The calling thread is outside the gate, holds no lock of ours, and
  * has a context of `device` current. May take a quarter of a second while the GPU is busy. */

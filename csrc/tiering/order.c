@@ -55,6 +55,8 @@ static struct spill_order_result carry_out(enum spill_tier to, uint64_t bytes, u
     spill_settle_not();
     spill_lock();
     spill_region_each(add_rest, &rest);
+    if (to == SPILL_RAM) /* VRAM was to be freed for somebody else */
+        spill_pool_trim(-1, UINT64_MAX);
     spill_unlock();
     result.left = rest.movable + rest.stuck;
     if (result.reason == SPILL_REASON_NOTHING) {

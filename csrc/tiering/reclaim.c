@@ -2,7 +2,7 @@
 /* Reclaim: the driver found no memory for something of its own (code, a graph, local memory, a small allocation); some VRAM is made
  * free, so that its call can be made once more. Called after the failed call, by shim/hook_reclaim.c; the first step by engine.c too.
  *
- * In this order: what was freed already and waits in limbo, what the driver's stream-ordered pool only keeps for reuse, then
+ * In this order: what was freed already and waits in limbo, what we keep for reuse, what the driver's stream-ordered pool only keeps for reuse, then
  * displacement, from regions of any size: a region pays with speed, the program without this call with its life.
  *
  * Rules: outside the gate, without any lock; nothing during a capture; the engine lock is held for one attempt at a time, the gate
@@ -24,7 +24,7 @@ enum { DRAIN_MS = 2, LONGEST_DRAIN_MS = 128, PAUSE_MS = 100 };
 /* Under the engine lock: the GPU was still busy when the last patience ended. */
 static bool busy;
 
-void spill_pool_trim(int device)
+void spill_driver_pool_trim(int device)
 {
     CUmemoryPool pool;
     const struct spill_driver *d = spill_driver();
@@ -44,11 +44,11 @@ static uint64_t amount(const struct spill_device *d, uint64_t bytes)
 /* VRAM that has become usable since `before`, which is brought up to date; 0 where the driver doesn't say. */
 static uint64_t gained_since(int device, uint64_t *before)
 {
-    uint64_t now, device_free, was = *before;
+    uint64_t now, device_free, was = *before, kept = spill_pool_vram(spill_device(device)->key);
     *before = UINT64_MAX;
     if (spill_vram_free(device, &now, &device_free) != CUDA_SUCCESS)
         return 0;
-    *before = now;
+    *before = now -= kept < now ? kept : now; /* it counts as free, and the driver hasn't got it */
     return now > was ? now - was : 0;
 }
 
@@ -80,7 +80,8 @@ bool spill_reclaim(int device, uint64_t bytes)
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_lock();
     spill_limbo_sweep(0);
-    spill_pool_trim(device);
+    spill_pool_trim(device, UINT64_MAX);
+    spill_driver_pool_trim(device);
     spill_unlock();
     uint64_t gained = gained_since(device, &before);
     if (gained < want && spill_settings()->moves && spill_state_now() == SPILL_OPEN)

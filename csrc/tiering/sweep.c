@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The sweep: which moves bring regions, one after the other from front to back, into one tier. Called by move.c for order.c and
- * settle.c. Rules: runs are long, because what a move costs beside its copy is paid for each run; VRAM is filled down to the
- * headroom, never below. */
+ * settle.c. Rules: runs are long, because what a move costs beside its copy is paid for each run; the first of a series is shorter,
+ * because nothing is copied while it is prepared; VRAM is filled down to the headroom, never below. */
 #include "tiering/moving.h"
 
+#define FIRST_RUN ((uint64_t)256 << 20)
 #define RUN ((uint64_t)1 << 30)
+
+static uint64_t run_of(const struct spill_sweep *p, uint64_t wanted)
+{
+    uint64_t most = p->ctx ? RUN : FIRST_RUN;
+    return wanted < most ? wanted : most;
+}
 
 uint64_t spill_promotion_room(const struct spill_region *region)
 {
@@ -22,7 +29,7 @@ uint64_t spill_promotion_room(const struct spill_region *region)
 /* Whole chunks until it is as much as was asked for: whoever sends memory away wants so much room. */
 static uint64_t run_down(const struct spill_sweep *p, const struct spill_region *region, uint32_t first)
 {
-    uint64_t most = p->left < RUN ? p->left : RUN, bytes = 0;
+    uint64_t most = run_of(p, p->left), bytes = 0;
     for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to && bytes < most; i++)
         bytes += spill_chunk_bytes(&region->chunks[i]);
     return bytes;
@@ -32,8 +39,10 @@ static uint64_t run_down(const struct spill_sweep *p, const struct spill_region 
  * beginning, which stays). */
 static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region, uint32_t first, uint64_t *stay)
 {
-    uint64_t room = spill_promotion_room(region), wanted = p->left & ~(SPILL_GRANULE - 1), bytes = 0;
-    uint64_t most = wanted < RUN ? wanted : RUN, chunk = spill_chunk_bytes(&region->chunks[first]);
+    if (!p->ctx)
+        p->room = spill_promotion_room(region);
+    uint64_t room = p->room, wanted = p->left & ~(SPILL_GRANULE - 1), bytes = 0;
+    uint64_t most = run_of(p, wanted), chunk = spill_chunk_bytes(&region->chunks[first]);
     most = room < most ? room : most;
     for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to; i++) {
         if (bytes + spill_chunk_bytes(&region->chunks[i]) > most)
@@ -44,6 +53,7 @@ static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region,
         *stay = chunk - wanted;
         bytes = chunk;
     }
+    p->room -= bytes - *stay;
     p->full = !bytes && wanted;
     if (!wanted)
         p->left = 0; /* less than a granule is as good as done */

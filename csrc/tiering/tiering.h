@@ -55,6 +55,7 @@ struct spill_settings {
     bool soft_oom;        /* the first allocation of an episode that would spill answers out-of-memory */
     bool moves;           /* placement is mended without anybody's order */
     bool insist_on_holdback; /* keep it even from a region that would fit */
+    bool keep;            /* freed memory is kept for reuse: somebody calls spill_pool_tick */
     bool exportable;      /* where RAM has no exportable handles, spill requests for them into others */
     unsigned slack;       /* 0, 1: deadlines as they are; more: multiplied, for tests on a machine that is too busy for them */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
@@ -74,6 +75,8 @@ struct spill_settings {
     /* There is a first region, or a first handle of the application's in RAM. Called once, without a lock held. NULL: nothing
      * to do. */
     void (*managed)(void);
+    /* The first memory is kept for reuse: spill_pool_tick is wanted from now on. NULL: nobody wants to know. Under the engine lock. */
+    void (*kept)(void);
     /* Look for reasons to be frozen that come without a call: libraries, debuggers. NULL: there are none. */
     void (*look)(void);
 };
@@ -290,6 +293,8 @@ CUresult spill_backing_take(int device, enum spill_tier tier, uint64_t bytes, CU
 /* One log line: RAM was granted by the budget and refused by the driver. */
 void spill_backing_refused(uint64_t bytes, CUresult error);
 void spill_backing_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
+/* The same for what a move has emptied: kept for reuse, where the pool has room for it. */
+void spill_backing_recycle(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
 /* A whole region in RAM for drivers that cannot map host handles: one pinned, GPU-mapped buffer, device address in *out. */
 CUresult spill_fixed_take(int device, uint64_t bytes, CUdeviceptr *out);
 /* `gone`: its context was destroyed, and the buffer with it. */
@@ -308,6 +313,31 @@ bool spill_mixed_copy(void);
 CUmemLocation spill_host_location(void);
 /* What opens such a backing to the CPU: the driver may do a copy between two host locations with it. */
 CUmemAccessDesc spill_cpu_access(void);
+
+/* ---- pool.c: backings kept for reuse. Under the engine lock, but for the last five ---- */
+
+/* A kept handle of just this size, which counts for nobody until its new owner counts it (RAM: it is asked and pinned). */
+bool spill_pool_take(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle *out);
+/* Keep a handle; false: no, the caller gives it back to the driver. */
+bool spill_pool_give(int device, enum spill_tier tier, uint64_t bytes, CUmemGenericAllocationHandle handle);
+/* Keep the memory and the addresses of a region that is being freed, mapped as they are; false: no. */
+bool spill_pool_keep_run(struct spill_region *region);
+/* Make `region` of one that was kept: `bytes` on its device, all in VRAM, mapped and open. */
+bool spill_pool_take_run(struct spill_region *region, uint64_t bytes);
+/* Give `bytes` of VRAM (UINT64_MAX: all) of a device (-1: of all) back to the driver, the oldest regions first. Returns the bytes. */
+uint64_t spill_pool_trim(int device, uint64_t bytes);
+/* The same of RAM. Any lock of higher order. */
+uint64_t spill_pool_trim_ram(uint64_t bytes);
+/* The driver refused somebody VRAM of `device`: give all of it up. True if it is worth asking again. Takes the engine lock. */
+bool spill_pool_yield(int device);
+/* Some time has passed: what was kept and not asked for since the last tick but one is given up. Takes the engine lock where it can
+ * be had at once. */
+void spill_pool_tick(void);
+bool spill_pool_any(void);
+/* Whether so many bytes of RAM are kept. */
+bool spill_pool_has_ram(uint64_t bytes);
+/* Bytes of VRAM that are kept, of the device with this key; to the program they are free. */
+uint64_t spill_pool_vram(uint64_t key);
 
 /* ---- budget.c: how much RAM may be pinned ---- */
 
