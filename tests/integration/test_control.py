@@ -410,6 +410,7 @@ for fd in range(3, 64):
 """
 
 
+@pytest.mark.no_sanitizer("closes descriptors under their owners' feet, on purpose", only="thread")
 def test_a_program_that_closes_all_descriptors_keeps_its_files(hold, tmp_path):
     """The numbers that were the shim's are the program's files afterwards: nothing of ours may write to or close them."""
     held = hold()

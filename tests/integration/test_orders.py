@@ -186,11 +186,10 @@ def test_a_program_that_must_not_use_ram_is_not_sent_there(hold, order):
 
 
 WORK = """
-def work():
+def work(p):
     cu("cuCtxSetCurrent", ctx.handle)
     s, rounds = stream(), 0
     while not enough.is_set():
-        p = regions[rounds % 2]
         at_byte = (rounds * 7919 * 4096) % (47 * MIB)
         # One range in, one out, over chunks of both tiers: what is written is what was there.
         cu("cuMemcpyHtoDAsync_v2", p + at_byte, at(data) + at_byte, 1 * MIB, s)
@@ -199,11 +198,12 @@ def work():
         cu("cuMemcpyDtoDAsync_v2", p + at_byte, p + at_byte, 4096, s)
         rounds += 1
         time.sleep(0.005)
+    cu("cuStreamSynchronize", s)
     done_rounds.append(rounds)
 
 import threading, time
 enough, wrong, done_rounds = threading.Event(), [], []
-threads = [threading.Thread(target=work) for _ in range(2)]
+threads = [threading.Thread(target=work, args=[p]) for p in regions]
 for thread in threads:
     thread.start()
 """
