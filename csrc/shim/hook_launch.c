@@ -3,7 +3,7 @@
  * streams. Called by the program, on its hottest path.
  * Rules: inside the gate there are one look and the driver's call, nothing else; no lock, nothing shared is written. What the driver
  * had no memory for (code, local memory, nodes) has not run: outside the gate some is reclaimed, and it is launched again. Not here:
- * host functions (while one runs the GPU isn't idle), events, what concerns cudaMallocManaged memory alone, arrays. */
+ * events, what concerns cudaMallocManaged memory alone, arrays. */
 #include "shim/hook.h"
 
 /* Over a hole nothing is submitted: nobody knows whether it would run into it. */
@@ -51,6 +51,25 @@ GATED_SZ(cuGraphUpload, (CUgraphExec hGraphExec, CUstream hStream), (hGraphExec,
 GATED_SZ(cuMemBatchDecompressAsync,
          (CUmemDecompressParams *paramsArray, size_t count, unsigned int flags, size_t *errorIndex, CUstream stream),
          (paramsArray, count, flags, errorIndex, stream))
+
+/* ---- functions of the program ---- */
+
+/* A function of the program may wait for a thread that is held back here (for a lock, or as if it called CUDA itself). So it must not
+ * begin once the GPU was seen idle: a driver whose cuMemUnmap waits for all work would never come back to the mover. It touches no
+ * managed memory itself, so a hole does not concern it. */
+#define FUNCTION(symbol, params, args)                     \
+    SPILL_EXPORT CUresult CUDAAPI symbol params            \
+    {                                                      \
+        SPILL_GATED(symbol);                               \
+        return spill_seen(spill_driver()->symbol args);    \
+    }
+#define FUNCTION_SZ(symbol, params, args) \
+    FUNCTION(symbol, params, args)        \
+    FUNCTION(symbol##_ptsz, params, args)
+FUNCTION_SZ(cuLaunchHostFunc, (CUstream hStream, CUhostFn fn, void *userData), (hStream, fn, userData))
+FUNCTION_SZ(cuLaunchHostFunc_v2, (CUstream hStream, CUhostFn fn, void *userData, unsigned int syncMode), (hStream, fn, userData, syncMode))
+FUNCTION_SZ(cuStreamAddCallback, (CUstream hStream, CUstreamCallback callback, void *userData, unsigned int flags),
+            (hStream, callback, userData, flags))
 
 /* ---- what becomes a node when it is captured ---- */
 

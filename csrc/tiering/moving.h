@@ -64,8 +64,7 @@ enum spill_reason spill_steady_move(struct spill_region *region, uint64_t offset
 
 /* ---- safepoint.c ---- */
 
-/* A deadline or a longest pause of `ms` milliseconds in ns, with the settings' slack. */
-uint64_t spill_ms(unsigned ms);
+static inline uint64_t spill_ms(unsigned ms) { return ms * 1000000ull; }
 /* Close the gate and have idleness proven, both before `deadline_ns`. NONE: closed, spill_safepoint_leave opens it. Else it is
  * open. */
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns);

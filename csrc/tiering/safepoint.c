@@ -9,12 +9,6 @@
 
 static uint64_t drained_at;
 
-uint64_t spill_ms(unsigned ms)
-{
-    unsigned slack = spill_settings()->slack;
-    return (slack ? slack : 1) * (ms * 1000000ull);
-}
-
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns)
 {
     struct spill_move_stats *s = spill_move_stats();

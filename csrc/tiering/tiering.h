@@ -57,7 +57,6 @@ struct spill_settings {
     bool insist_on_holdback; /* keep it even from a region that would fit */
     bool keep;            /* freed memory is kept for reuse: somebody calls spill_pool_tick */
     bool exportable;      /* where RAM has no exportable handles, spill requests for them into others */
-    unsigned slack;       /* 0, 1: deadlines as they are; more: multiplied, for tests on a machine that is too busy for them */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
     uint64_t chunk, spill_chunk;
     uint64_t job;         /* processes of one job share the VRAM limit */

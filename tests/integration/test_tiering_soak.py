@@ -7,18 +7,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from engine import objects, open_program  # noqa: F401  (fixtures)
+from engine import objects, open_program, run_open  # noqa: F401  (fixtures)
 from nvcc import cuda_program  # noqa: F401  (a fixture)
-
-# Small chunks on a small card, so that every step meets both tiers.
-SMALL = {
-    "SPILLSHIM_MANAGED_MIN": "2M",
-    "SPILLSHIM_CHUNK": "4M",
-    "SPILLSHIM_SPILL_CHUNK": "2M",
-    "SPILLSHIM_HEADROOM": "2M",
-    "SPILLSHIM_HOLDBACK": "0",
-}
-
 
 # Seeds that ended in a failure once, with what it was.
 KEPT = [
@@ -27,16 +17,9 @@ KEPT = [
 
 
 @pytest.fixture
-def soak(run_sim, open_program, cuda_program, probe_path):  # noqa: F811
-    program, library = open_program("soak.c")
-    kernels = cuda_program.companion("tiering/soak_kernels.c", "soak.simk.so", "c")
-
+def soak(run_open):  # noqa: F811
     def run(seed, threads, steps, timeout=120):
-        print(f"seed {seed}, {threads} threads")
-        ran = run_sim([program, seed, threads, steps], vram="32M", ram="2G", sim={"KERNELS": kernels, "DOUBT": seed},
-                      env={**SMALL, "LD_PRELOAD": str(library), "SPILLSHIM_PROBE": str(probe_path)}, timeout=timeout).ok()
-        print(ran.stdout)
-        assert ran.stdout.splitlines()[-1] == "ok", ran
+        ran = run_open("soak.c", seed, threads, steps, doubt=seed, timeout=timeout)
         counted = re.search(r"(\d+) operations; (\d+) demotions, (\d+) promotions, (\d+) moves cut anew", ran.stdout)
         assert counted, ran
         return [int(n) for n in counted.groups()]

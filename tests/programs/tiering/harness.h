@@ -61,7 +61,7 @@ static void probe(int device, struct spill_probe_result *out)
 static struct spill_settings harness_settings(const char *root)
 {
     return (struct spill_settings){
-        .spill = true, .slack = 100, .managed_min = 16 * MIB, .chunk = 8 * MIB, .spill_chunk = 2 * MIB, .state_dir = getenv("HARNESS_STATE"),
+        .spill = true, .managed_min = 16 * MIB, .chunk = 8 * MIB, .spill_chunk = 2 * MIB, .state_dir = getenv("HARNESS_STATE"),
         .proc_root = root, .vram_limit = all, .headroom = eighth, .holdback = none, .host_limit = unlimited,
         .ram_reserve = half_gib, .probe = probe,
     };

@@ -91,8 +91,9 @@ static bool open_once(void *arg, struct spill_want *want)
     return true;
 }
 
-/* Move up to three chunks of any region to the other tier, cut anew; a part of them stays. True if it was done. Takes the engine lock. */
-static bool open_recut(uint64_t *state)
+/* Move a row of chunks of any region to the other tier, cut anew: some of it stays, pieces are smaller or larger. True if it was done.
+ * Takes the engine lock. */
+static bool open_recut(uint64_t *state, uint64_t deadline_ns)
 {
     bool done = false;
     unsigned slots = 0;
@@ -101,17 +102,18 @@ static bool open_recut(uint64_t *state)
         slots++;
     struct spill_region *region = slots ? spill_region_slot(draw(state, slots)) : NULL;
     if (region && spill_movable(region)) {
-        uint32_t first = draw(state, region->chunk_count), last = first, most = 1 + draw(state, 3);
+        uint32_t first = draw(state, region->chunk_count), last = first, most = 1 + draw(state, 4);
         uint64_t bytes = 0;
         for (; last < region->chunk_count && last - first < most && region->chunks[last].tier == region->chunks[first].tier; last++)
             bytes += spill_chunk_bytes(&region->chunks[last]);
-        unsigned granules = (unsigned)(bytes >> SPILL_GRANULE_SHIFT);
+        uint32_t before = region->chunk_count, granules = (uint32_t)(bytes >> SPILL_GRANULE_SHIFT);
+        bool split = granules > last - first;
         struct spill_want want = { .region = region, .offset = (uint64_t)region->chunks[first].start << SPILL_GRANULE_SHIFT,
                                    .bytes = bytes, .to = region->chunks[first].tier == SPILL_RAM ? SPILL_VRAM : SPILL_RAM,
-                                   .stay = draw(state, granules) * SPILL_GRANULE, .piece = (1 + draw(state, 4)) * SPILL_GRANULE };
-        struct spill_series series = { .next = open_once, .arg = &want, .deadline_ns = spill_now_ns() + spill_ms(2) };
-        uint32_t before = region->chunk_count;
-        done = spill_move_series(&series) == SPILL_REASON_NONE && region->chunk_count != before;
+                                   .stay = split ? draw(state, granules) * SPILL_GRANULE : 0, .piece = split ? SPILL_GRANULE : bytes };
+        struct spill_series series = { .next = open_once, .arg = &want, .deadline_ns = spill_now_ns() + deadline_ns };
+        if (granules > 1)
+            done = spill_move_series(&series) == SPILL_REASON_NONE && region->chunk_count != before;
     }
     spill_unlock();
     return done;

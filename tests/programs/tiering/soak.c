@@ -321,7 +321,7 @@ static void order_moves(struct worker *w)
         spill_displace(0, 1 + any(w, 4u << 20), any(w, 8u << 20), spill_now_ns() + spill_ms(2), spill_ms(10), &why);
         spill_unlock();
         break;
-    default: w->recut += open_recut(&w->state);
+    default: w->recut += open_recut(&w->state, spill_ms(2));
     }
     CHECK(!capturing || !r.moved || w->threads > 1);
 }
