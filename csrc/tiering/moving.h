@@ -68,6 +68,8 @@ static inline uint64_t spill_ms(unsigned ms) { return ms * 1000000ull; }
 /* Close the gate and have idleness proven, both before `deadline_ns`. NONE: closed, spill_safepoint_leave opens it. Else it is
  * open. */
 enum spill_reason spill_safepoint_enter(uint64_t deadline_ns);
+/* Whether one could be entered: the same, and open again. Not counted. */
+enum spill_reason spill_safepoint_look(uint64_t deadline_ns);
 /* `bulk`: ordered or settling, counted apart from what goes on in steady state. */
 void spill_safepoint_leave(bool bulk);
 

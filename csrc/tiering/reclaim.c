@@ -56,9 +56,13 @@ static uint64_t displace(int device, uint64_t bytes, enum spill_reason *why)
 {
     const struct timespec nap = { 0, 1000000 };
     uint64_t freed = 0;
-    for (uint64_t drain_ms = DRAIN_MS;; drain_ms *= 2) {
+    for (unsigned drain_ms = DRAIN_MS;; drain_ms *= 2) {
         spill_lock();
-        freed += spill_displace(device, bytes - freed, 0, spill_now_ns() + drain_ms * 1000000u, PAUSE_MS * 1000000ull, why);
+        /* A GPU at work is found out before a move is prepared: to close its window again may mean to wait for the GPU, and that
+         * for this thread (cuMemUnmap doesn't wait with the drivers that are known). */
+        *why = spill_safepoint_look(spill_now_ns() + spill_ms(drain_ms));
+        if (*why == SPILL_REASON_NONE)
+            freed += spill_displace(device, bytes - freed, 0, spill_now_ns() + spill_ms(drain_ms), spill_ms(PAUSE_MS), why);
         bool last = *why != SPILL_REASON_BUSY || freed >= bytes || busy || drain_ms >= LONGEST_DRAIN_MS;
         if (last)
             busy = *why == SPILL_REASON_BUSY && !freed;
