@@ -2,7 +2,7 @@
 /* Reclaim: the driver found no memory for something of its own (code, a graph, local memory, a small allocation); some VRAM is made
  * free, so that its call can be made once more. Called after the failed call, by shim/hook_reclaim.c; the first step by engine.c too.
  *
- * In this order: what was freed already and waits in limbo, what we keep for reuse, what the driver's stream-ordered pool only keeps for reuse, then
+ * In this order: what was freed already and waits in limbo, what we keep for reuse, what the driver's stream-ordered pool keeps, then
  * displacement, from regions of any size: a region pays with speed, the program without this call with its life.
  *
  * Rules: outside the gate, without any lock; nothing during a capture; the engine lock is held for one attempt at a time, the gate
