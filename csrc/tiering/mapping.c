@@ -44,12 +44,6 @@ static CUmemAccessDesc gpu_access(int device)
                               .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
 }
 
-CUresult spill_open_to_device(CUdeviceptr at, uint64_t bytes, int device)
-{
-    const CUmemAccessDesc gpu = gpu_access(device);
-    return set_access(at, bytes, &gpu, 1);
-}
-
 CUresult spill_open(CUdeviceptr at, uint64_t bytes, int device, const struct spill_chunk *chunks, uint32_t count)
 {
     const struct spill_device *d = spill_device(device);

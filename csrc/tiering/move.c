@@ -119,7 +119,7 @@ static CUresult open_window(struct move *m)
             done += spill_chunk_bytes(&m->fresh[i]);
     }
     if (r == CUDA_SUCCESS)
-        r = spill_open_to_device(m->window, m->bytes, m->region->device);
+        r = spill_open(m->window, m->bytes, m->region->device, m->fresh, m->count); /* some drivers copy to RAM with the CPU */
     if (r != CUDA_SUCCESS) {
         if (!done || spill_unmap_surely(m->window, done) == CUDA_SUCCESS)
             spill_arena_give(m->window, m->bytes);

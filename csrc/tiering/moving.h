@@ -81,8 +81,6 @@ CUresult spill_unmap(CUdeviceptr at, uint64_t bytes);
 CUresult spill_unmap_surely(CUdeviceptr at, uint64_t bytes);
 /* Open mappings of one device's chunks to it and its peers, and what is in RAM to the CPU. */
 CUresult spill_open(CUdeviceptr at, uint64_t bytes, int device, const struct spill_chunk *chunks, uint32_t count);
-/* Open mappings to `device` alone: what no application will ever see. */
-CUresult spill_open_to_device(CUdeviceptr at, uint64_t bytes, int device);
 
 /* ---- move.c ---- */
 
