@@ -18,12 +18,18 @@
 #endif
 #define GOLDEN 0x9e3779b97f4a7c15ull
 
-/* For the simulated GPU's clock, which counts the bytes that it is told of: a block's first thread tells of the whole tile.
- * Only weights, KV and what fills them are told; the activations are a few KiB. */
+/* For the simulated GPU's clock, which counts the bytes that it is told of: a block's first thread tells of the whole tile, once
+ * for reading it and once for writing it. TOUCH_WORDS: of the tile that begins at word `at` of `width`. */
 #ifdef SIM_ACCOUNT
 #define TOUCH_TILE(p, bytes) do { if (threadIdx.x == 0 && simk_touch) simk_touch((p), (bytes)); } while (0)
+#define TOUCH_WORDS(p, at, width, most, times) \
+    do { \
+        if ((at) < (width)) \
+            TOUCH_TILE((p) + (at), ((width) - (at) < (most) ? (width) - (at) : (most)) * 8 * (times)); \
+    } while (0)
 #else
 #define TOUCH_TILE(p, bytes) ((void)0)
+#define TOUCH_WORDS(p, at, width, most, times) ((void)0)
 #endif
 
 /* Sixteen bytes in one load. */
@@ -59,6 +65,8 @@ KERNEL dec_fill(dec_word *dst, dec_word words, dec_word seed, dec_word first)
 KERNEL dec_embed(dec_word *x, dec_word *y, dec_word width, dec_word token)
 {
     dec_word at = (dec_word)blockIdx.x * TILE_WORDS + threadIdx.x;
+    TOUCH_WORDS(x, at, width, TILE_WORDS, 1);
+    TOUCH_WORDS(y, at, width, TILE_WORDS, 1);
     for (int i = 0; i < TILE_WORDS / BLOCK; i++, at += BLOCK)
         if (at < width) {
             x[at] = mix(token + (at + 1) * GOLDEN);
@@ -78,6 +86,8 @@ KERNEL dec_read(const dec_word *w, dec_word words, const dec_word *x, dec_word *
     if (at >= end)
         return;
     TOUCH_TILE(in + at, (end - at < TILE_PAIRS ? end - at : TILE_PAIRS) * sizeof *in);
+    TOUCH_WORDS(x, lane, width, BLOCK, 1);
+    TOUCH_WORDS(y, lane, width, BLOCK, 2);
     if (at + TILE_PAIRS - BLOCK < end) {
 #ifdef __CUDACC__
 #pragma unroll
@@ -101,6 +111,8 @@ KERNEL dec_read(const dec_word *w, dec_word words, const dec_word *x, dec_word *
 KERNEL dec_kv_append(dec_word *row, dec_word words, const dec_word *y, dec_word width, dec_word salt)
 {
     dec_word at = (dec_word)blockIdx.x * TILE_WORDS + threadIdx.x;
+    TOUCH_WORDS(row, at, words, TILE_WORDS, 1);
+    TOUCH_WORDS(y, at % width, width, words < TILE_WORDS ? words : TILE_WORDS, 1);
     for (int i = 0; i < TILE_WORDS / BLOCK; i++, at += BLOCK)
         if (at < words)
             row[at] = mix(y[at % width] + (salt ^ at));
@@ -110,6 +122,8 @@ KERNEL dec_kv_append(dec_word *row, dec_word words, const dec_word *y, dec_word 
 KERNEL dec_combine(dec_word *x, dec_word *y, dec_word width, dec_word salt)
 {
     dec_word at = (dec_word)blockIdx.x * TILE_WORDS + threadIdx.x;
+    TOUCH_WORDS(x, at, width, TILE_WORDS, 2);
+    TOUCH_WORDS(y, at, width, TILE_WORDS, 2);
     for (int i = 0; i < TILE_WORDS / BLOCK; i++, at += BLOCK)
         if (at < width) {
             x[at] = mix(x[at] * GOLDEN + y[at] + salt);
@@ -121,6 +135,7 @@ KERNEL dec_combine(dec_word *x, dec_word *y, dec_word width, dec_word salt)
 KERNEL dec_logits(const dec_word *x, dec_word width, dec_word *out)
 {
     dec_word at = (dec_word)blockIdx.x * TILE_WORDS + threadIdx.x, sum = 0;
+    TOUCH_WORDS(x, at, width, TILE_WORDS, 1);
     for (int i = 0; i < TILE_WORDS / BLOCK; i++, at += BLOCK)
         if (at < width)
             sum += mix(x[at] ^ (at + 1) * GOLDEN);

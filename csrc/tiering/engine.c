@@ -248,8 +248,7 @@ static void count_new(const struct spill_region *region)
         say_first_spill(region);
     }
     spill_account(region->device, 0, 0); /* the peaks */
-    spill_log(SPILL_LOG_DEBUG, "region base=0x%llx bytes=%llu ram=%llu chunks=%u device=%d", region->base,
-              (unsigned long long)region->size, (unsigned long long)region->ram_bytes, region->chunk_count, region->device);
+    spill_region_tell(region);
 }
 
 /* Decide where `in->size` bytes go. CUDA_ERROR_OUT_OF_MEMORY where nothing can hold them, or (`soft`: once decided, it

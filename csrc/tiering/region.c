@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "shim/log.h"
+
 enum { PAGE_SLOTS = 256, MAX_PAGES = 4096 };
 
 static struct spill_region *page[MAX_PAGES];
@@ -122,6 +124,12 @@ struct spill_region *spill_region_find(CUdeviceptr p)
             found = fixed[i];
     pthread_rwlock_unlock(&fixed_lock);
     return found;
+}
+
+void spill_region_tell(const struct spill_region *region)
+{
+    spill_log(SPILL_LOG_DEBUG, "region base=0x%llx bytes=%llu ram=%llu chunks=%u device=%d", region->base,
+              (unsigned long long)region->size, (unsigned long long)region->ram_bytes, region->chunk_count, region->device);
 }
 
 struct spill_region *spill_region_slot(uint32_t index)

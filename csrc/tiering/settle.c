@@ -123,6 +123,12 @@ static bool due(void)
     return true;
 }
 
+static void tell(struct spill_region *region, void *unused)
+{
+    (void)unused;
+    spill_region_tell(region);
+}
+
 void spill_settle(void)
 {
     int device;
@@ -139,6 +145,7 @@ void spill_settle(void)
         spill_log(SPILL_LOG_INFO, "settled: %llu bytes promoted, %llu demoted",
                   (unsigned long long)(spill_move_stats()->promoted_bytes - promoted),
                   (unsigned long long)(spill_move_stats()->demoted_bytes - demoted));
+        spill_region_each(tell, NULL);
     } else {
         unsigned was = atomic_load_explicit(&skip, memory_order_relaxed);
         atomic_store_explicit(&skip, was ? was < LONGEST_SKIP ? was * 2 : was : 1, memory_order_relaxed);

@@ -274,6 +274,8 @@ void spill_region_recycle(struct spill_region *region);
 struct spill_region *spill_region_find(CUdeviceptr p);
 /* Call `visit` for every live region; under the engine lock. */
 void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg);
+/* One debug line: where it lies. */
+void spill_region_tell(const struct spill_region *region);
 /* Slot `index`, live or not; NULL past the last one. Under the engine lock. */
 struct spill_region *spill_region_slot(uint32_t index);
 /* Length of the run of bytes from `p` (inside `region`) that lies in one tier, at most `limit`; its tier in *tier. */
