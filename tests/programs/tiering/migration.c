@@ -243,7 +243,6 @@ int main(int argc, char **argv)
         return printf("usage: migration PROC_ROOT raw|bulk|exchange|steady|allocation NUMBER [SEED] (and a libcuda.so.1)\n"), 2;
     struct spill_settings settings = harness_settings(argv[1]);
     settings.keep = true;
-    settings.slack = 1; /* the clock is the simulated one */
     settings.chunk = 32 * MIB;
     settings.spill_chunk = 4 * MIB;
     CUcontext ctx = harness_start(&settings);
