@@ -398,12 +398,14 @@ def in_a_child(work):
                 work(say)
             else:
                 os.write(say, str(work()).encode())
+        except BaseException as error:
+            os.write(say, repr(error).encode()[:400])
         finally:
             os._exit(0)
     os.close(say)
-    answer = os.read(said, 20)
+    answer = os.read(said, 400).decode(errors="replace")
     os.close(said)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
-    return int(answer) if answer else "no answer"
+    return int(answer) if answer.isdigit() else answer or "no answer"
