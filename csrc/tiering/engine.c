@@ -425,6 +425,29 @@ struct spill_region *spill_claim(CUdeviceptr p)
     return region;
 }
 
+/* Wait for all work of the current context. Not by cuCtxSynchronize where there is another way: a capture that another thread begins
+ * meanwhile would be broken by it, though the driver's own cuMemFree leaves it alone. */
+static CUresult wait_for(CUcontext ctx)
+{
+    const struct spill_driver *d = spill_driver();
+    CUevent event;
+    if (!d->cuCtxRecordEvent)
+        return d->cuCtxSynchronize();
+    CUresult r = d->cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+    if (r != CUDA_SUCCESS)
+        return r;
+    if (!spill_capture_hold_off()) {
+        r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    } else {
+        r = d->cuCtxRecordEvent(ctx, event);
+        spill_capture_let_in();
+    }
+    if (r == CUDA_SUCCESS)
+        r = d->cuEventSynchronize(event);
+    d->cuEventDestroy_v2(event);
+    return r;
+}
+
 CUresult spill_free(CUdeviceptr p)
 {
     const struct spill_driver *d = spill_driver();
@@ -442,9 +465,10 @@ CUresult spill_free(CUdeviceptr p)
     if (!region)
         return CUDA_ERROR_INVALID_VALUE;
     /* Without the lock: a kernel may wait for something that another thread does after an allocation. */
+    CUstreamCaptureMode mode = spill_capture_enter();
     CUresult r = d->cuCtxPushCurrent_v2(ctx);
     if (r == CUDA_SUCCESS) {
-        r = d->cuCtxSynchronize();
+        r = wait_for(ctx);
         d->cuCtxPopCurrent_v2(&popped);
     }
     spill_lock();
@@ -455,14 +479,13 @@ CUresult spill_free(CUdeviceptr p)
         spill_limbo_defer(region);
         r = CUDA_SUCCESS;
     } else if (r == CUDA_SUCCESS) {
-        CUstreamCaptureMode mode = spill_capture_enter();
         spill_region_release(region);
         spill_limbo_sweep(0);
-        spill_capture_leave(mode);
     } else {
         region->limbo = false;
     }
     spill_unlock();
+    spill_capture_leave(mode);
     return r;
 }
 

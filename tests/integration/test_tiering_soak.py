@@ -10,9 +10,10 @@ import pytest
 from engine import objects, open_program, run_open  # noqa: F401  (fixtures)
 from nvcc import cuda_program  # noqa: F401  (a fixture)
 
-# Seeds that ended in a failure once, with what it was.
+# Seeds and threads that ended in a failure once, with what it was.
 KEPT = [
-    pytest.param(1, id="a-move-was-made-and-given-up-because-the-next-one-could-not-be-prepared"),
+    pytest.param(1, 1, id="a-move-was-made-and-given-up-because-the-next-one-could-not-be-prepared"),
+    pytest.param(14, 3, id="a-free-broke-the-capture-that-another-thread-began-meanwhile"),
 ]
 
 
@@ -34,9 +35,9 @@ def test_a_few_hundred_operations(soak, seed, threads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", KEPT)
-def test_seeds_that_failed(soak, seed):
-    soak(seed, 1, 2000)
+@pytest.mark.parametrize(("seed", "threads"), KEPT)
+def test_seeds_that_failed(soak, seed, threads):
+    soak(seed, threads, 1500, timeout=240)
 
 
 @pytest.mark.slow

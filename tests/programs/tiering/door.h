@@ -125,9 +125,9 @@ static CUresult counted_cuCtxRecordEvent(CUcontext ctx, CUevent event)
 
 static void (*meanwhile)(void); /* done by another thread while this one waits for a context */
 
-static CUresult counted_cuCtxSynchronize(void)
+static CUresult counted_cuEventSynchronize(CUevent event)
 {
-    CUresult r = fails() ? fail_with : real.cuCtxSynchronize();
+    CUresult r = fails() ? fail_with : real.cuEventSynchronize(event);
     if (meanwhile)
         meanwhile();
     return r;
@@ -141,7 +141,7 @@ static void *door_counted(const char *symbol)
         WRAPPED(cuMemCreate), WRAPPED(cuMemRelease), WRAPPED(cuMemMap), WRAPPED(cuMemUnmap), WRAPPED(cuMemSetAccess),
         WRAPPED(cuMemAddressReserve), WRAPPED(cuMemGetInfo_v2), WRAPPED(cuCtxGetDevice), WRAPPED(cuMemcpyDtoDAsync_v2),
         WRAPPED(cuStreamSynchronize), WRAPPED(cuStreamCreate), WRAPPED(cuCtxRecordEvent), WRAPPED(cuEventCreate),
-        WRAPPED(cuEventRecord), WRAPPED(cuEventQuery), WRAPPED(cuEventDestroy_v2), WRAPPED(cuCtxPushCurrent_v2), WRAPPED(cuCtxSynchronize),
+        WRAPPED(cuEventRecord), WRAPPED(cuEventQuery), WRAPPED(cuEventDestroy_v2), WRAPPED(cuCtxPushCurrent_v2), WRAPPED(cuEventSynchronize),
     };
     for (size_t i = 0; i < sizeof wrapped / sizeof wrapped[0]; i++)
         if (strcmp(symbol, wrapped[i].symbol) == 0)
