@@ -85,6 +85,7 @@ void spill_soft_unheard(void)
 /* Undo the first `chunks` chunks of `region`, in rows of what is mapped. */
 static void unbuild(struct spill_region *region, uint32_t chunks)
 {
+    spill_move_tidy();
     for (uint32_t i = 0; i < chunks;) {
         uint32_t first = i;
         uint64_t bytes = 0;

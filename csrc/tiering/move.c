@@ -2,8 +2,9 @@
 /* The move: runs of chunks get other backings under the same addresses. Called by order.c, settle.c and displace.c.
  *
  * A move goes through four steps: *prepare* (backings, and the window through which they are written), *copy* (started, later
- * waited for), *switch over* (unmap, map, open), *finish* (window closed, old backings given back). Copy and switch-over need a
- * safepoint. In a series the next move is prepared and the last one finished while the copy between them runs.
+ * waited for), *switch over* (unmap, map, open), *finish* (window closed, old backings given back). All but the first and the giving back
+ * need a safepoint: whether cuMemUnmap waits for the GPU is not known of every driver, and the GPU may wait for what this thread
+ * would do next. In a series the next move is prepared and the last one finished while the copy between them runs.
  *
  * Rules: see moving.h. A step that fails leaves the region as it was: before the switch-over nothing of it has been touched, in it
  * the old mapping is put back, in a bounded number of attempts. No memory is allocated in the switch-over. */
@@ -30,8 +31,12 @@ struct move {
     struct spill_chunk *list; /* memory for the region's new list */
     CUdeviceptr window;       /* 0: none */
     CUstream stream;
+    int device;
     bool copying;
 };
+
+/* A move that was prepared and found the GPU busy: its window is closed in the next safepoint. One at most; under the engine lock. */
+static struct move leftover;
 
 bool spill_movable(const struct spill_region *region)
 {
@@ -55,7 +60,7 @@ uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset)
 static void give_back(const struct move *m, const struct spill_chunk *chunks, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
-        spill_backing_recycle(m->region->device, (enum spill_tier)chunks[i].tier, spill_chunk_bytes(&chunks[i]), chunks[i].handle);
+        spill_backing_recycle(m->device, (enum spill_tier)chunks[i].tier, spill_chunk_bytes(&chunks[i]), chunks[i].handle);
 }
 
 /* ---- prepare ---- */
@@ -158,7 +163,8 @@ static enum spill_reason prepare(struct move *m, const struct spill_want *want, 
     uint64_t pieces = (want->bytes - want->stay + want->piece - 1) / want->piece + (want->stay > 0);
     uint32_t first = spill_chunk_at(region, want->offset), last = spill_chunk_at(region, want->offset + want->bytes - 1);
     uint64_t room = region->chunk_count + pieces + (before ? before->count : 0);
-    *m = (struct move){ .region = region, .offset = want->offset, .bytes = want->bytes, .to = want->to, .old_count = last - first + 1 };
+    *m = (struct move){ .region = region, .offset = want->offset, .bytes = want->bytes, .to = want->to, .device = region->device,
+                        .old_count = last - first + 1 };
     m->fresh = calloc(pieces, sizeof *m->fresh);
     m->old = calloc(m->old_count, sizeof *m->old);
     m->list = calloc(room, sizeof *m->list);
@@ -199,6 +205,24 @@ static void abandon(struct move *m)
         give_back(m, m->fresh, m->count);
     }
     drop(m);
+}
+
+void spill_move_tidy(void)
+{
+    abandon(&leftover);
+}
+
+/* Needs a safepoint of its own, because nothing else may be prepared before. */
+static enum spill_reason tidy_first(const struct spill_series *series)
+{
+    if (!leftover.region)
+        return SPILL_REASON_NONE;
+    enum spill_reason why = spill_safepoint_enter(series->deadline_ns);
+    if (why == SPILL_REASON_NONE) {
+        spill_move_tidy();
+        spill_safepoint_leave(series->bulk);
+    }
+    return why;
 }
 
 /* ---- in the safepoint ---- */
@@ -359,7 +383,7 @@ static enum spill_reason run_series(struct spill_series *series, struct spill_wa
         return why;
     why = spill_safepoint_enter(series->deadline_ns);
     if (why != SPILL_REASON_NONE) {
-        abandon(&now);
+        leftover = now;
         return why;
     }
     /* It may have been pinned until the gate was closed, by a hook that was inside. */
@@ -373,13 +397,14 @@ static enum spill_reason run_series(struct spill_series *series, struct spill_wa
         now = then;
         then = (struct move){ 0 };
     }
-    spill_safepoint_leave(series->bulk);
-    finish(&last);
+    close_window(&last);
     if (now.region && now.region->poisoned)
         drop(&now); /* its backings are part of the hole */
     else
         abandon(&now);
     abandon(&then);
+    spill_safepoint_leave(series->bulk);
+    finish(&last);
     return why;
 }
 
@@ -387,13 +412,15 @@ enum spill_reason spill_move_series(struct spill_series *series)
 {
     struct spill_want want;
     CUcontext popped;
-    enum spill_reason why = SPILL_REASON_NOTHING;
+    enum spill_reason why;
     series->moved = 0;
     /* Before anything is prepared: in a dead process the driver isn't even asked for memory. */
     if (!spill_may_move())
         return spill_count(&spill_move_stats()->refused_state, 1), SPILL_REASON_STATE;
-    if (!series->next(series->arg, &want))
+    if ((why = tidy_first(series)) != SPILL_REASON_NONE)
         return why;
+    if (!series->next(series->arg, &want))
+        return SPILL_REASON_NOTHING;
     if (spill_driver()->cuCtxPushCurrent_v2(want.region->ctx) != CUDA_SUCCESS)
         return SPILL_REASON_DRIVER;
     CUstreamCaptureMode mode = spill_capture_enter();

@@ -116,6 +116,8 @@ struct spill_series {
 
 /* NONE: all that `next` named was moved. NOTHING: it named nothing. Else why the series ended early; `moved` tells what was done. */
 enum spill_reason spill_move_series(struct spill_series *series);
+/* Give up what a move had prepared that found the GPU busy. Unmaps: call it where a region is unmapped anyway. */
+void spill_move_tidy(void);
 
 /* ---- sweep.c ---- */
 
