@@ -417,10 +417,12 @@ enum spill_reason spill_move_series(struct spill_series *series)
     /* Before anything is prepared: in a dead process the driver isn't even asked for memory. */
     if (!spill_may_move())
         return spill_count(&spill_move_stats()->refused_state, 1), SPILL_REASON_STATE;
-    if ((why = tidy_first(series)) != SPILL_REASON_NONE)
-        return why;
+    if (spill_capturing())
+        return spill_count(&spill_move_stats()->refused_capture, 1), SPILL_REASON_CAPTURE;
     if (!series->next(series->arg, &want))
         return SPILL_REASON_NOTHING;
+    if ((why = tidy_first(series)) != SPILL_REASON_NONE)
+        return why;
     if (spill_driver()->cuCtxPushCurrent_v2(want.region->ctx) != CUDA_SUCCESS)
         return SPILL_REASON_DRIVER;
     CUstreamCaptureMode mode = spill_capture_enter();
