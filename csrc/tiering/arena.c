@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The arena: one device address reservation, and the table from granules to regions. Called by engine.c, region.c.
- * Rules: the reservation is made once and never freed; the table is read without a lock (one aligned word per granule). */
+/* The arena: one device address reservation, and the table from addresses to regions. Called by engine.c, move.c, pool.c, region.c.
+ * Rules: the reservation is made once and never freed; addresses are handed out in places of 32 MiB, because they cost nothing and the
+ * table a word for each place; the table is read without a lock (one aligned word). */
 #include "tiering/tiering.h"
 
 #include <stdlib.h>
@@ -16,12 +17,20 @@ struct extent {
 
 static CUdeviceptr arena_base;
 static uint64_t arena_size; /* 0 until reserved */
-static uint32_t *granule;   /* slot index + 1; 0: no region */
+static uint32_t *place;     /* slot index + 1; 0: no region */
 static struct extent *free_list;
 
 /* Addresses cost nothing, running out of them does: several times what the machine could ever back, so that
  * fragmentation never matters. Halved where the driver (or RLIMIT_AS) refuses. */
 static const uint64_t LARGEST = 16ull << 40, SMALLEST = 1ull << 30;
+
+enum { PLACE_SHIFT = 25 };
+
+static uint64_t places(uint64_t bytes)
+{
+    const uint64_t place_bytes = (uint64_t)1 << PLACE_SHIFT;
+    return (bytes + place_bytes - 1) & ~(place_bytes - 1);
+}
 
 static CUresult reserve(uint64_t need)
 {
@@ -31,12 +40,12 @@ static CUresult reserve(uint64_t need)
         r = d->cuMemAddressReserve(&arena_base, size, 0, 0, 0);
         if (r != CUDA_SUCCESS)
             continue;
-        uint64_t table = (size >> SPILL_GRANULE_SHIFT) * sizeof *granule;
-        granule = mmap(NULL, table, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        uint64_t table = (size >> PLACE_SHIFT) * sizeof *place;
+        place = mmap(NULL, table, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         free_list = malloc(sizeof *free_list);
-        if (granule == MAP_FAILED || !free_list) {
-            if (granule != MAP_FAILED)
-                munmap(granule, table);
+        if (place == MAP_FAILED || !free_list) {
+            if (place != MAP_FAILED)
+                munmap(place, table);
             free(free_list);
             d->cuMemAddressFree(arena_base, size);
             return CUDA_ERROR_OUT_OF_MEMORY;
@@ -52,6 +61,7 @@ static CUresult reserve(uint64_t need)
 
 CUresult spill_arena_take(uint64_t bytes, CUdeviceptr *out)
 {
+    bytes = places(bytes);
     if (!arena_size) {
         CUresult r = reserve(bytes);
         if (r != CUDA_SUCCESS)
@@ -76,6 +86,7 @@ CUresult spill_arena_take(uint64_t bytes, CUdeviceptr *out)
 
 void spill_arena_give(CUdeviceptr base, uint64_t bytes)
 {
+    bytes = places(bytes);
     struct extent **at = &free_list, *before = NULL;
     for (; *at && (*at)->base < base; at = &(*at)->next)
         before = *at;
@@ -102,9 +113,9 @@ void spill_arena_give(CUdeviceptr base, uint64_t bytes)
 
 void spill_arena_mark(CUdeviceptr base, uint64_t bytes, uint32_t index)
 {
-    uint64_t first = (base - arena_base) >> SPILL_GRANULE_SHIFT;
-    for (uint64_t i = 0; i < bytes >> SPILL_GRANULE_SHIFT; i++)
-        __atomic_store_n(&granule[first + i], index + 1, __ATOMIC_RELEASE);
+    uint64_t first = (base - arena_base) >> PLACE_SHIFT;
+    for (uint64_t i = 0; i < places(bytes) >> PLACE_SHIFT; i++)
+        __atomic_store_n(&place[first + i], index + 1, __ATOMIC_RELEASE);
 }
 
 bool spill_arena_contains(CUdeviceptr p)
@@ -117,5 +128,5 @@ uint32_t spill_arena_slot(CUdeviceptr p)
 {
     if (!spill_arena_contains(p))
         return UINT32_MAX;
-    return __atomic_load_n(&granule[(p - arena_base) >> SPILL_GRANULE_SHIFT], __ATOMIC_ACQUIRE) - 1;
+    return __atomic_load_n(&place[(p - arena_base) >> PLACE_SHIFT], __ATOMIC_ACQUIRE) - 1;
 }

@@ -114,8 +114,8 @@ struct spill_region *spill_region_find(CUdeviceptr p)
 {
     struct spill_region *found = NULL;
     uint32_t index = spill_arena_slot(p);
-    if (index != UINT32_MAX)
-        return slot(index);
+    if (index != UINT32_MAX) /* a region need not fill its last place */
+        return p - slot(index)->base < slot(index)->mapped ? slot(index) : NULL;
     if (!__atomic_load_n(&fixed_count, __ATOMIC_ACQUIRE))
         return NULL;
     pthread_rwlock_rdlock(&fixed_lock);

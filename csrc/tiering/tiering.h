@@ -252,12 +252,12 @@ void spill_account(int device, int64_t vram, int64_t ram);
 
 /* ---- arena.c ---- */
 
-/* Addresses for `bytes` (a multiple of the granule) in *out. The first call reserves the arena. */
+/* Addresses for `bytes` (a multiple of the granule; whole places of 32 MiB are taken) in *out. The first call reserves the arena. */
 CUresult spill_arena_take(uint64_t bytes, CUdeviceptr *out);
 void spill_arena_give(CUdeviceptr base, uint64_t bytes);
-/* Point the granules of a region at its slot; UINT32_MAX clears them. */
+/* Point the places of a region at its slot; UINT32_MAX clears them. */
 void spill_arena_mark(CUdeviceptr base, uint64_t bytes, uint32_t index);
-/* Slot of an address, UINT32_MAX if it is in no region of the arena. No lock. */
+/* Slot of the region in whose places an address lies, UINT32_MAX for none. No lock. */
 uint32_t spill_arena_slot(CUdeviceptr p);
 bool spill_arena_contains(CUdeviceptr p);
 
