@@ -30,7 +30,7 @@ def test_each_call_fails_once(sweep):
 @pytest.mark.slow
 def test_each_two_calls_fail(sweep):
     swept = sweep("pairs")
-    assert swept["displacement"][1] >= 600 and swept["free"][1] >= 2
+    assert min(swept["displacement"][1], swept["settle pass"][1]) >= 100 and min(pairs for _, pairs in swept.values()) >= 1
 
 
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
