@@ -16,6 +16,7 @@ static inline void sums_agree(size_t start, uint64_t native)
 {
     uint64_t ram = 0, vram = 0, managed = 0;
     spill_lock();
+    spill_move_tidy();               /* what a busy GPU has left prepared */
     spill_pool_trim(-1, UINT64_MAX); /* what is kept for reuse counts for nobody, or as pinned */
     spill_pool_trim_ram(UINT64_MAX);
     for (uint32_t i = 0; spill_region_slot(i); i++) {
