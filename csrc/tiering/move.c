@@ -44,19 +44,6 @@ bool spill_movable(const struct spill_region *region)
            !spill_context_dying(region->ctx);
 }
 
-uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset)
-{
-    uint32_t at = (uint32_t)(offset >> SPILL_GRANULE_SHIFT), low = 0, high = region->chunk_count - 1;
-    while (low < high) {
-        uint32_t middle = (low + high + 1) / 2;
-        if (region->chunks[middle].start <= at)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return low;
-}
-
 static void give_back(const struct move *m, const struct spill_chunk *chunks, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)

@@ -90,8 +90,6 @@ extern _Atomic int spill_poison;
 
 /* What may be moved of a region now. */
 bool spill_movable(const struct spill_region *region);
-/* Index of the chunk that holds `offset`. */
-uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset);
 
 /* One move: the span is a row of whole chunks of one tier, the other than `to`. Of it `stay` bytes (0: none), the first, keep their
  * tier and become one chunk; the rest moves, cut into chunks of at most `piece` bytes. All in bytes, multiples of the granule. */

@@ -58,8 +58,8 @@ static uint64_t displace(int device, uint64_t bytes, enum spill_reason *why)
     uint64_t freed = 0;
     for (unsigned drain_ms = DRAIN_MS;; drain_ms *= 2) {
         spill_lock();
-        /* A GPU at work is found out before a move is prepared: to close its window again may mean to wait for the GPU, and that
-         * for this thread (cuMemUnmap doesn't wait with the drivers that are known). */
+        /* A GPU at work is found out before a move is prepared: what a move in vain had prepared would hold memory until the next
+         * safepoint, just when there is too little of it. */
         *why = spill_safepoint_look(spill_now_ns() + spill_ms(drain_ms));
         if (*why == SPILL_REASON_NONE)
             freed += spill_displace(device, bytes - freed, 0, spill_now_ns() + spill_ms(drain_ms), spill_ms(PAUSE_MS), why);

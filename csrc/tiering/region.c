@@ -144,14 +144,8 @@ void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg)
             visit(slot(i), arg);
 }
 
-uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint64_t limit, enum spill_tier *tier)
+uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset)
 {
-    uint64_t offset = p - region->base;
-    uint64_t left = region->mapped - offset < limit ? region->mapped - offset : limit;
-    if (region->fixed) {
-        *tier = SPILL_RAM;
-        return left;
-    }
     uint32_t at = (uint32_t)(offset >> SPILL_GRANULE_SHIFT), low = 0, high = region->chunk_count - 1;
     while (low < high) {
         uint32_t middle = (low + high + 1) / 2;
@@ -160,6 +154,18 @@ uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint
         else
             high = middle - 1;
     }
+    return low;
+}
+
+uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint64_t limit, enum spill_tier *tier)
+{
+    uint64_t offset = p - region->base;
+    uint64_t left = region->mapped - offset < limit ? region->mapped - offset : limit;
+    if (region->fixed) {
+        *tier = SPILL_RAM;
+        return left;
+    }
+    uint32_t low = spill_chunk_at(region, offset);
     *tier = (enum spill_tier)region->chunks[low].tier;
     uint64_t end;
     do {

@@ -278,6 +278,8 @@ void spill_region_each(void (*visit)(struct spill_region *, void *), void *arg);
 void spill_region_tell(const struct spill_region *region);
 /* Slot `index`, live or not; NULL past the last one. Under the engine lock. */
 struct spill_region *spill_region_slot(uint32_t index);
+/* Index of the chunk that holds `offset` (bytes from the base). Not of a fixed region. */
+uint32_t spill_chunk_at(const struct spill_region *region, uint64_t offset);
 /* Length of the run of bytes from `p` (inside `region`) that lies in one tier, at most `limit`; its tier in *tier. */
 uint64_t spill_region_run(const struct spill_region *region, CUdeviceptr p, uint64_t limit, enum spill_tier *tier);
 
