@@ -275,7 +275,9 @@ static void freed(void)
 static void no_copy(void)
 {
     MUST(cuMemcpyDtoDAsync(a, b, 4096, stream));
+    MUST(cuStreamSynchronize(stream)); /* it is no blocking stream: nothing else orders it with the next one */
     MUST(cuMemsetD8(a, 1, 4096));
+    MUST(cuCtxSynchronize());
     MUST(cuStreamWriteValue32(stream, a, 1, 0));
     MUST(cuStreamSynchronize(stream));
 }

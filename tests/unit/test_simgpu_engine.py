@@ -316,8 +316,8 @@ for n in range(50):
 def test_a_child_ends_without_the_parent_s_locks(simgpu):
     drive(simgpu, """
 context = start()
-s, d = stream(), alloc(MIB)
-call("cuMemsetD8Async_ptsz", d, C.c_ubyte(1), MIB, None)         # this thread owns a stream
+s, d, own = stream(), alloc(MIB), alloc(MIB)
+call("cuMemsetD8Async_ptsz", own, C.c_ubyte(1), MIB, None)       # this thread owns a stream
 stop = threading.Event()
 def busy():
     call("cuCtxSetCurrent", context)
