@@ -3,6 +3,7 @@
  * Registers are counted in steps as the hardware allocates them, shared memory to the byte, so a figure may be one block high.
  */
 #include "code.h"
+#include "identity.h"
 
 #define REGISTERS_EACH 256 /* registers are given to a warp in such steps (CUDA occupancy calculator, 5.0 and later) */
 
@@ -20,7 +21,7 @@ int sim_code_max_threads(const struct sim_code *code)
 {
     if (!code->registers)
         return code->max_threads;
-    int warps = sim_device_attribute(0, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK) / registers_of_warp(code);
+    int warps = SIM_BLOCK_REGISTERS / registers_of_warp(code);
     return least(code->max_threads, 32 * warps);
 }
 

@@ -127,7 +127,7 @@ static CUresult run_job(void *arg)
 
 struct sim_op sim_job_op(struct sim_job *job)
 {
-    return (struct sim_op){run_job, free, job, CU_GRAPH_NODE_TYPE_MEMCPY};
+    return (struct sim_op){run_job, free, job, CU_GRAPH_NODE_TYPE_MEMCPY, NULL};
 }
 
 CUresult sim_job_submit(struct sim_job *job, CUstream stream, bool pt, bool wait)

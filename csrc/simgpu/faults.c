@@ -321,7 +321,7 @@ struct sim_op sim_fault_op(struct sim_op op)
     if (!b)
         return op;
     *b = (struct broken){op, c->queued};
-    return (struct sim_op){run_broken, drop_broken, b, op.kind};
+    return (struct sim_op){run_broken, drop_broken, b, op.kind, op.room};
 }
 
 const struct sim_op *sim_fault_inner(const struct sim_op *op)

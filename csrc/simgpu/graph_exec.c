@@ -483,7 +483,7 @@ static CUresult launch(CUgraphExec handle, CUstream stream, bool pt)
     if (f) {
         sim_program_hold(e->program);
         r = use_events(f, e->program, 0);
-        w = sim_work_new((struct sim_op){run_flight, drop_flight, f, CU_GRAPH_NODE_TYPE_GRAPH});
+        w = sim_work_new((struct sim_op){run_flight, drop_flight, f, CU_GRAPH_NODE_TYPE_GRAPH, NULL});
         r = w ? r : CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!r) {

@@ -262,7 +262,7 @@ static void drop_close(void *arg)
 
 struct sim_op sim_graph_alloc_close_op(struct sim_graph_alloc *a)
 {
-    return (struct sim_op){run_close, drop_close, a, CU_GRAPH_NODE_TYPE_MEM_FREE};
+    return (struct sim_op){run_close, drop_close, a, CU_GRAPH_NODE_TYPE_MEM_FREE, NULL};
 }
 
 /* ---- what is reserved */

@@ -29,7 +29,7 @@ CUresult sim_host_op(const CUDA_HOST_NODE_PARAMS *p, struct sim_op *op)
     if (!copy)
         return CUDA_ERROR_OUT_OF_MEMORY;
     *copy = *p;
-    *op = (struct sim_op){run_host, free, copy, CU_GRAPH_NODE_TYPE_HOST};
+    *op = (struct sim_op){run_host, free, copy, CU_GRAPH_NODE_TYPE_HOST, NULL};
     return CUDA_SUCCESS;
 }
 

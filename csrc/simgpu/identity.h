@@ -12,7 +12,7 @@
 #include "config.h"
 
 #define SIM_DEVICE_NAME "simgpu (simulated GPU)"
-enum { SIM_SMS = 4, SIM_BUS_WIDTH = 5120 }; /* few SMs, because a simulated grid runs on CPU cores; bits */
+enum { SIM_SMS = 4, SIM_BUS_WIDTH = 5120, SIM_BLOCK_REGISTERS = 65536 }; /* few SMs, because a simulated grid runs on CPU cores; bits; what a block has at most */
 #define SIM_BUS(device) (1 + (device)) /* PCI bus number; domain, device and function are 0 */
 
 /* 16 bytes: "simgpu", a hash (FNV-1a) of the machine's name, the ordinal: two machines' cards are not each other's. */

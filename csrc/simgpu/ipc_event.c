@@ -169,7 +169,7 @@ static struct sim_work *work(struct sim_shared_event *e, uint32_t number, CUresu
         return NULL;
     sim_shared_event_hold(e);
     *s = (struct step){e, number};
-    return sim_work_new((struct sim_op){run, drop, s, CU_GRAPH_NODE_TYPE_EMPTY});
+    return sim_work_new((struct sim_op){run, drop, s, CU_GRAPH_NODE_TYPE_EMPTY, NULL});
 }
 
 struct sim_work *sim_shared_event_signal(struct sim_shared_event *e, unsigned number)

@@ -16,6 +16,7 @@
 struct launch {
     struct CUfunc_st *function; /* its module is held */
     CUkernel kernel;            /* when it was given instead of a function */
+    struct sim_work work;       /* one malloc less a launch: other threads give back what one takes, which it does worst */
     struct simk_launch shape;
     struct sim_probes probes; /* what an unknown kernel reads */
     void **pointers;          /* to each parameter below */
@@ -201,7 +202,7 @@ static CUresult make(struct CUfunc_st *f, const CUDA_KERNEL_NODE_PARAMS *p, cons
 
 static struct sim_op op_of(struct launch *l)
 {
-    return (struct sim_op){run, drop, l, CU_GRAPH_NODE_TYPE_KERNEL};
+    return (struct sim_op){run, drop, l, CU_GRAPH_NODE_TYPE_KERNEL, &l->work};
 }
 
 CUresult sim_launch_op_with(const CUDA_KERNEL_NODE_PARAMS *p, const CUlaunchAttribute *attributes, unsigned count, struct sim_op *out)

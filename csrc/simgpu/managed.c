@@ -277,7 +277,7 @@ static CUresult submit(struct items *all, const CUmemLocation *places, CUstream 
         free(all);
         return r;
     }
-    return sim_enqueue(s, pt, (struct sim_op){run_items, free, all, CU_GRAPH_NODE_TYPE_EMPTY});
+    return sim_enqueue(s, pt, (struct sim_op){run_items, free, all, CU_GRAPH_NODE_TYPE_EMPTY, NULL});
 }
 
 static CUresult one(struct item what, const CUmemLocation *place, CUstream s, bool pt)

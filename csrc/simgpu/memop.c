@@ -226,7 +226,7 @@ static CUresult make(CUcontext ctx, unsigned count, const CUstreamBatchMemOpPara
     b->count = count;
     b->flags = flags;
     memcpy(b->ops, ops, count * sizeof b->ops[0]);
-    *out = (struct sim_op){run, free, b, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP};
+    *out = (struct sim_op){run, free, b, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, NULL};
     return CUDA_SUCCESS;
 }
 

@@ -64,7 +64,7 @@ static CUresult make(CUcontext ctx, CUdeviceptr dst, uint64_t pitch, unsigned va
     *f = (struct fill){dst, pitch, bytes, height, element == 2 ? value & 0xffff : value, element, sim_cost_ns(span->ram, bytes * height), span->ram};
     if (element == 1)
         f->value &= 0xff;
-    *out = (struct sim_op){run_fill, free, f, CU_GRAPH_NODE_TYPE_MEMSET};
+    *out = (struct sim_op){run_fill, free, f, CU_GRAPH_NODE_TYPE_MEMSET, NULL};
     return CUDA_SUCCESS;
 }
 

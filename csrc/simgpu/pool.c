@@ -360,7 +360,7 @@ static CUresult release(CUdeviceptr ptr, CUstream stream, bool pt)
     if (r || !ptr)
         return r ? r : CUDA_ERROR_INVALID_VALUE;
     struct seal *note = malloc(sizeof *note);
-    struct sim_work *w = note ? sim_work_new((struct sim_op){run_seal, free, note, CU_GRAPH_NODE_TYPE_MEM_FREE}) : NULL;
+    struct sim_work *w = note ? sim_work_new((struct sim_op){run_seal, free, note, CU_GRAPH_NODE_TYPE_MEM_FREE, NULL}) : NULL;
     if (!w)
         return CUDA_ERROR_OUT_OF_MEMORY;
     struct sim_task *t = NULL;

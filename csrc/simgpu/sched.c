@@ -41,7 +41,7 @@ static _Thread_local uint64_t started_ns, charged_ns; /* of its operation */
 
 struct sim_work *sim_work_new(struct sim_op op)
 {
-    struct sim_work *w = malloc(sizeof *w);
+    struct sim_work *w = op.room ? op.room : malloc(sizeof *w);
     if (!w) {
         if (op.drop)
             op.drop(op.arg);
@@ -61,9 +61,10 @@ void sim_work_ref(struct sim_work *w)
 void sim_work_drop(struct sim_work *w)
 {
     if (w && atomic_fetch_sub(&w->refs, 1) == 1) {
+        struct sim_work *own = w->op.room ? NULL : w;
         if (w->op.drop)
             w->op.drop(w->op.arg);
-        free(w);
+        free(own);
     }
 }
 

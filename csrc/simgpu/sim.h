@@ -26,6 +26,7 @@ struct sim_op {
     void (*drop)(void *arg);
     void *arg;
     CUgraphNodeType kind; /* what it becomes when the stream is capturing */
+    struct sim_work *room; /* memory for sim_work_new that `drop` gives back with arg's; NULL: it takes some */
 };
 
 /* The kind of a cuStreamAddCallback operation: no graph holds one, and it runs in a context that has failed too. */

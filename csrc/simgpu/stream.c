@@ -204,7 +204,7 @@ static CUresult add_callback(CUstream s, bool pt, CUstreamCallback fn, void *dat
     if (!c)
         return CUDA_ERROR_OUT_OF_MEMORY;
     *c = (struct callback){fn, ctx, s, data};
-    return sim_enqueue(s, pt, (struct sim_op){run_callback, free, c, SIM_OP_CALLBACK});
+    return sim_enqueue(s, pt, (struct sim_op){run_callback, free, c, SIM_OP_CALLBACK, NULL});
 }
 
 static CUresult host(CUstream s, bool pt, CUhostFn fn, void *data, unsigned mode)
