@@ -23,6 +23,7 @@ def race(run_open):  # noqa: F811
     return run
 
 
+@pytest.mark.no_sanitizer("minutes on its build: test_on_thread_sanitizer is its size", only="thread")
 def test_some_moves(race):
     assert min(race(1, 15, 40)) >= 15
 
