@@ -84,8 +84,9 @@ def open_program(objects: Objects, sim_dir: Path) -> Callable[[str], tuple[Path,
         linked = objects("tiering/*.c", "link/ledger.c", "link/segment.c", "link/socket.c", "shim/*.c", "shim/*.S")
         library = objects.make(objects.folder / "libspillshim-open.so", "-shared", *linked, "-Wl,-z,nodelete",
                                "-Wl,-Bsymbolic-functions", "-Wl,-soname,libspillshim-open.so", "-ldl", "-lpthread")
-        program = objects.make(objects.folder / Path(source).stem, PROGRAMS / source, library, f"-L{sim_dir}", "-l:libcuda.so.1",
-                               "-ldl", "-lpthread")
+        kernels = f'-DOPEN_KERNELS="{PROGRAMS / "soak_kernels.ptx"}"'
+        program = objects.make(objects.folder / Path(source).stem, PROGRAMS / source, kernels, library, f"-L{sim_dir}",
+                               "-l:libcuda.so.1", "-ldl", "-lpthread")
         return program, library
 
     return build
@@ -104,9 +105,9 @@ SMALL = {
 @pytest.fixture
 def run_open(run_sim, open_program, probe_path, request):
     """`run_open(source, *arguments, vram="32M", doubt=SEED)`: build such a program and run it, on a simulated GPU whose unconfirmed
-    beliefs are held otherwise, with the kernels of soak_kernels.c. Its last line must be `ok`."""
+    beliefs are held otherwise, with the kernels of soak_kernels.cu. Its last line must be `ok`."""
     cuda_program = request.getfixturevalue("cuda_program")
-    kernels = cuda_program.companion("tiering/soak_kernels.c", "soak.simk.so", "c")
+    kernels = cuda_program.companion("tiering/soak_kernels.cu", "soak.simk.so", "c")
 
     def call(source: str, *arguments: object, vram: str = "32M", doubt: int = 0, timeout: float = 120):
         program, library = open_program(source)

@@ -49,8 +49,8 @@ def ask(run_sim, built, preloadable) -> Callable[..., dict[str, dict[str, Any]]]
     """`ask("bw")` runs a program (or a script of apps/) to its end -> {row: object}; every listed row must be there once."""
 
     def run(name: str, *arguments: str, sim: dict[str, str] | None = None, env: dict[str, str] | None = None, timeout: float = 150):
-        script = GPU / "apps" / f"{name}.py"
-        argv = [sys.executable, script] if script.exists() else [built / name]
+        scripts = [path for path in (GPU / f"{name}.py", GPU / "apps" / f"{name}.py") if path.exists()]
+        argv = [sys.executable, *scripts] if scripts else [built / name]
         made = {
             "GPU_CHECK_DEVICE": "sim",
             "GPU_CHECK_LIBRARY": str(preloadable),
@@ -186,6 +186,22 @@ def test_the_hook_with_a_library_that_is_not_loaded(ask, tmp_path):
     rows = ask("hook", env={"GPU_CHECK_LIBRARY": str(tmp_path / "libspillshim.so")})
     assert set(verdicts(rows).values()) == {"unanswered"}
     assert "was not loaded" in rows["hook.launch_0"]["seen"], rows["hook.launch_0"]
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitizer("the experiment builds what it runs")
+def test_moves(ask, native_dir, tmp_path):
+    env = {"GPU_CHECK_BUILD": str(tmp_path), "GPU_CHECK_NATIVE": str(native_dir)}
+    rows = ask("moves", "--vram", str(128 << 20), "--seconds", "18", env=env)
+    assert set(verdicts(rows).values()) == {"measured"}, rows
+    assert rows["moves.race_right"]["value"] is True, rows["moves.race_right"]
+    assert rows["moves.race_demotions"]["value"] and rows["moves.race_promotions"]["value"]
+    assert rows["moves.single_mib"]["value"] >= 2
+
+
+def test_moves_that_cannot_be_built_say_so(ask, tmp_path):
+    rows = ask("moves", env={"GPU_CHECK_BUILD": str(tmp_path), "CC": "false"})
+    assert set(verdicts(rows).values()) == {"unanswered"} and "false" in rows["moves.race_right"]["seen"], rows
 
 
 def test_cuda_bindings_over_a_cap(ask):

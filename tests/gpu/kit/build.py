@@ -38,7 +38,7 @@ def _tail(text: str, lines: int = 12) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
-def _run(argv: Sequence[str | Path], limit: float, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+def run_tool(argv: Sequence[str | Path], limit: float, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
     words = [str(part) for part in argv]
     try:
         ran = subprocess.run(
@@ -91,7 +91,7 @@ class Toolbox:
             raise CannotBuild("cuda.h and cudaTypedefs.h not found (set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime)")
         return max(found, key=lambda folder: (header_version(folder), (folder / "nvml.h").is_file()))  # of equals the first
 
-    def _headers(self) -> Path:
+    def headers(self) -> Path:
         """The same, with nvml.h from elsewhere where that folder lacks it (it is a package of its own)."""
         base = self.cuda_include
         if (base / "nvml.h").is_file():
@@ -148,7 +148,7 @@ class Toolbox:
         flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", *self._includes()]
         return self._place(
             self.programs / source.stem,
-            lambda to: _run([self.compiler, *flags, source, "-o", to, "-ldl", "-lpthread", "-lm"], COMPILE_LIMIT),
+            lambda to: run_tool([self.compiler, *flags, source, "-o", to, "-ldl", "-lpthread", "-lm"], COMPILE_LIMIT),
         )
 
     def companions(self) -> list[Path]:
@@ -163,9 +163,9 @@ class Toolbox:
         # So compiled a companion tells of every access (simk_account.h), and its kernels take simulated time; only gcc can.
         accounting = ["-DSIM_ACCOUNT", "-fsanitize=thread", "-nodefaultlibs", "-lm", "-lc"]
         try:
-            _run([*plain, *accounting], COMPILE_LIMIT)
+            run_tool([*plain, *accounting], COMPILE_LIMIT)
         except CannotBuild:
-            _run(plain, COMPILE_LIMIT)
+            run_tool(plain, COMPILE_LIMIT)
 
     # --- spillshim itself -------------------------------------------------------------------------------------------
 
@@ -202,15 +202,15 @@ class Toolbox:
         if cached.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT / 'csrc'}\n" not in cached.read_text(errors="replace"):
             shutil.rmtree(tree)
         configure = [cmake, "-S", ROOT / "csrc", "-B", tree, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
-        configure += [f"-DCUDA_H_DIR={self._headers()}", f"-DPython_EXECUTABLE={sys.executable}"]
+        configure += [f"-DCUDA_H_DIR={self.headers()}", f"-DPython_EXECUTABLE={sys.executable}"]
         if not cached.exists() and shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = str(os.cpu_count() or 2)
         try:
-            _run(configure, BUILD_LIMIT)
+            run_tool(configure, BUILD_LIMIT)
             if _has_cffi():
-                _run([cmake, "--build", tree, "-j", jobs], BUILD_LIMIT)
-                _run([cmake, "--install", tree], COMPILE_LIMIT)
+                run_tool([cmake, "--build", tree, "-j", jobs], BUILD_LIMIT)
+                run_tool([cmake, "--install", tree], COMPILE_LIMIT)
                 return prefix / "spillshim"
             return self._built_without_cffi(cmake, tree, prefix / "spillshim", jobs)
         except CannotBuild as error:
@@ -225,7 +225,7 @@ class Toolbox:
     def _built_without_cffi(cmake: str, tree: Path, to: Path, jobs: str) -> Path:
         # `cmake --install` wants every target, and the cffi module is one; nothing here loads it.
         targets = ["libspillshim", "spillshim-probe", "sim_cuda", "sim_nvml", "sim_cudart13", "decoder", "decoder_simk"]
-        _run([cmake, "--build", tree, "-j", jobs, "--target", *targets], BUILD_LIMIT)
+        run_tool([cmake, "--build", tree, "-j", jobs, "--target", *targets], BUILD_LIMIT)
         places = {"libspillshim.so": "", "spillshim-probe": "", "decoder": "demo", "decoder.simk.so": "demo", "decoder.ptx": "demo"}
         places |= {name: "sim" for name in ("libcuda.so.1", "libnvidia-ml.so.1", "libcudart.so.13")}
         for name, place in places.items():
@@ -270,7 +270,7 @@ def install_wheels(wheels: Path, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
         try:
-            _run([*pip, "--find-links", wheels, "--target", partial, *files], BUILD_LIMIT)
+            run_tool([*pip, "--find-links", wheels, "--target", partial, *files], BUILD_LIMIT)
             # NVIDIA's runtime package is carried for its headers; frameworks here would load its library instead of their own.
             for library in partial.glob("nvidia/*/lib/libcudart*"):
                 library.unlink()

@@ -37,7 +37,7 @@ SIM_BOUNDS = (512 * MIB, 1 * GIB)
 REAL_BOUNDS = (12 * GIB, 24 * GIB)
 FREE_SHARE = 0.6  # of what is free at the start, that may be used on a real machine
 DROPPED = ("SPILLSHIM_", "SIMGPU_", "GPU_CHECK_", "LD_PRELOAD", "LD_AUDIT", "CUDA_INJECTION")
-NEEDS_LIBRARY = {"hook", "apps", "llama"}
+NEEDS_LIBRARY = {"hook", "apps", "moves", "llama"}
 
 
 class NoDevice(Exception):

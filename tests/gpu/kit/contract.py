@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# In the order in which they are shown; the last two run only when they are named.
+# In the order in which they are shown; the last three run only when they are named.
 GROUPS = {
     "facts": "what the driver does",
     "bandwidth": "how fast VRAM and RAM are read",
     "hook": "what a hooked call costs",
     "apps": "unmodified programs over a VRAM cap",
+    "moves": "the engine moves memory of a running program",
     "llama": "llama.cpp, built here",
     "conformance": "the conformance suite on this driver",
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a program needs that links the tiering engine alone, without hooks: the functions that the engine gets from outside, and
- * door.h. Included once, by each such program of this folder. */
+ * door.h. Included once, by each such program of this folder.
+ * With HARNESS_GPU it is for a real GPU (tests/gpu/moves.py): time is the machine's, events are asked and not waited for, RAM comes
+ * from the node that the GPU names. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -53,8 +55,13 @@ static uint64_t half_gib(uint64_t total) { return total * 0 + 512 * MIB; }
 
 static void probe(int device, struct spill_probe_result *out)
 {
+    int node = 0;
+#ifdef HARNESS_GPU
+    CHECK(real.cuDeviceGetAttribute(&node, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, device) == CUDA_SUCCESS);
+#else
     (void)device;
-    *out = (struct spill_probe_result){ SPILL_BACKEND_HOST_NUMA, 0, false };
+#endif
+    *out = (struct spill_probe_result){ SPILL_BACKEND_HOST_NUMA, node < 0 ? 0 : node, false };
 }
 
 /* Small chunks, no holdback; the ledger in $HARNESS_STATE, /proc below `root`. */
@@ -77,6 +84,7 @@ static inline void write_meminfo(const char *root, unsigned long available_kib)
     fclose(f);
 }
 
+#ifndef HARNESS_GPU
 /* ---- the engine's clock: it goes by looks and naps, so that no deadline depends on who else has the processor ----
  * The programs are linked with --wrap=clock_gettime,--wrap=nanosleep. */
 
@@ -100,6 +108,7 @@ int __wrap_nanosleep(const struct timespec *nap, struct timespec *left)
     clock_ns += (uint64_t)nap->tv_sec * 1000000000u + (uint64_t)nap->tv_nsec;
     return __real_nanosleep(nap, left);
 }
+#endif
 
 /* ---- the door ---- */
 
@@ -113,16 +122,22 @@ static void *lookup(const char *symbol, bool nvml)
     return library ? dlsym(library, symbol) : NULL;
 }
 
+#ifndef HARNESS_GPU
 /* Waits: how soon the simulated device gets to an event must not count as work that lasts. */
 static CUresult harness_cuEventQuery(CUevent event)
 {
     CUresult (*wait)(CUevent) = (CUresult(*)(CUevent))lookup("cuEventSynchronize", false);
     return fails() ? fail_with : wait(event);
 }
+#endif
 
 static void *counted(const char *symbol, bool nvml)
 {
-    void *own = strcmp(symbol, "cuEventQuery") == 0 ? (void *)harness_cuEventQuery : door_counted(symbol);
+    void *own = door_counted(symbol);
+#ifndef HARNESS_GPU
+    if (strcmp(symbol, "cuEventQuery") == 0)
+        own = (void *)harness_cuEventQuery;
+#endif
     return own ? own : lookup(symbol, nvml);
 }
 

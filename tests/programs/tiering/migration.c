@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What moves cost, by the simulated GPU's clock. Built and run by benchmarks/migration.py, with the engine but without its clock.c and
  * with spill_gate_open and spill_contexts_idle wrapped (ld's --wrap): a pause lasts from the proof of idleness to the gate's opening.
+ * With HARNESS_GPU and clock.c, by the machine's clock on a real GPU: tests/gpu/moves.py.
  *
  *   migration PROC_ROOT raw MIB                    two plain copies: what the link carries
  *   migration PROC_ROOT bulk MIB                   a region goes to RAM by order, comes back, goes and comes again
@@ -12,11 +13,19 @@
  * divided. Every byte that was written is compared at the end. */
 #include "harness.h"
 
-/* ---- the clock: an event on an idle stream tells the calling thread's simulated time ---- */
+/* ---- the clock ---- */
 
+static CUresult (*driver_version)(int *);
+
+#ifdef HARNESS_GPU
+static void clock_start(void)
+{
+    driver_version = (CUresult (*)(int *))lookup("cuDriverGetVersion", false);
+}
+#else
+/* An event on an idle stream tells the calling thread's simulated time. */
 static CUresult (*event_synchronize)(CUevent);
 static CUresult (*event_elapsed)(float *, CUevent, CUevent);
-static CUresult (*driver_version)(int *);
 static CUstream clock_stream;
 static CUevent origin, mark;
 static uint64_t passed_ns;
@@ -45,6 +54,7 @@ uint64_t spill_now_ns(void)
     }
     return now;
 }
+#endif
 
 /* ---- pauses ---- */
 
@@ -125,6 +135,7 @@ static void raw(size_t size)
     void *host;
     CUdeviceptr device;
     CHECK(real.cuMemHostAlloc(&host, size, 0) == CUDA_SUCCESS && real.cuMemAlloc_v2(&device, size) == CUDA_SUCCESS);
+    CHECK(real.cuMemcpyHtoD_v2(device, host, size) == CUDA_SUCCESS); /* once for nothing: a link may sleep */
     part_begins();
     CHECK(real.cuMemcpyHtoD_v2(device, host, size) == CUDA_SUCCESS);
     part_ends("raw in", size);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a program needs that runs behind the shim, hooks and all, and yet orders moves and looks at chunks itself: a shim whose
  * functions are visible (tests/engine.py), the door of door.h between it and the driver, kernels, a source of random numbers.
- * Included once, by each such program of this folder. Goes with soak_kernels.c. */
+ * Included once, by each such program of this folder. OPEN_KERNELS: path of soak_kernels.ptx. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -33,12 +33,6 @@
 #define cuCtxDestroy cuCtxDestroy_v2
 #define cuDevicePrimaryCtxRelease cuDevicePrimaryCtxRelease_v2
 
-static const char open_ptx[] =
-    ".version 7.0\n.target sm_50\n.address_size 64\n"
-    ".visible .entry mix( .param .u64 words, .param .u32 n, .param .u32 salt ) { ret; }\n"
-    ".visible .entry combine( .param .u64 to, .param .u64 from, .param .u32 n, .param .u32 salt ) { ret; }\n"
-    ".visible .entry spin( .param .u64 flag, .param .u32 until, .param .u64 words, .param .u32 n ) { ret; }\n";
-
 static inline void open_fail(const char *what, int line, CUresult r)
 {
     const char *name = "?";
@@ -53,6 +47,18 @@ static inline void open_fail(const char *what, int line, CUresult r)
         if (must_ != CUDA_SUCCESS)               \
             open_fail(#call, __LINE__, must_);   \
     } while (0)
+
+/* The kernels, in the current context. */
+static CUmodule open_module(void)
+{
+    static char text[1 << 16];
+    CUmodule module;
+    FILE *f = fopen(OPEN_KERNELS, "r");
+    CHECK(f && fread(text, 1, sizeof text - 1, f) > 0 && feof(f));
+    fclose(f);
+    MUST(cuModuleLoadData(&module, text));
+    return module;
+}
 
 static void *open_lookup(const char *symbol, bool nvml)
 {

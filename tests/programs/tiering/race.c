@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Work from many threads on many streams while moves are ordered without a pause. Runs behind a shim whose functions are visible
- * (open.h); built and run by tests/integration/test_tiering_race.py.
+ * (open.h); built and run by
+ * tests/integration/test_tiering_race.py, and by tests/gpu/race.py on a GPU.
  *
- *   race SEED MOVES DEADLINE_MS     until MOVES moves of each kind are done, at safepoints that are reached in so much time or
- *                                   not at all; SIMGPU_KERNELS names soak_kernels.c's
+ *   race SEED MOVES DEADLINE_MS [SECONDS SLACK_MIB]   until MOVES moves of each kind are done, and for SECONDS, at safepoints that
+ *                                   are reached in DEADLINE_MS or not at all; SLACK_MIB: how far a real driver's free VRAM may be
+ *                                   off at the end. SIMGPU_KERNELS names the kernels' companion
  *
  * Each lane is a thread that does one thing that programs do, on memory of its own whose every word it knows: the three kinds of
  * streams, graphs, host functions that call CUDA, a kernel that waits for what its thread does only after other work, copies of
@@ -269,21 +271,23 @@ static void order(enum spill_tier to, uint64_t bytes, uint64_t deadline_ns)
 
 int main(int argc, char **argv)
 {
-    if (argc != 4)
-        return printf("usage: race SEED MOVES DEADLINE_MS\n"), 2;
+    if (argc != 4 && argc != 6)
+        return printf("usage: race SEED MOVES DEADLINE_MS [SECONDS SLACK_MIB]\n"), 2;
     const struct timespec breath = { 0, 500000 };
     uint64_t deadline_ns = spill_ms((unsigned)atoi(argv[3]));
     uint64_t seed = strtoull(argv[1], NULL, 10), state = seed_of(seed, 1000), wanted = strtoull(argv[2], NULL, 10), cut = 0, turns = 0, rounds = 0;
+    uint64_t until = spill_now_ns() + spill_ms(argc > 4 ? 1000 * (unsigned)atoi(argv[4]) : 0);
     const struct spill_move_stats *s;
     CUdevice device;
     CUmodule module;
     CUdeviceptr p;
     pthread_t ids[LANES];
+    sums_slack = argc > 5 ? (uint64_t)atoi(argv[5]) * MIB : 0;
     MUST(cuInit(0));
     MUST(cuDeviceGet(&device, 0));
     MUST(cuDevicePrimaryCtxRetain(&ctx, device));
     MUST(cuCtxSetCurrent(ctx));
-    MUST(cuModuleLoadData(&module, open_ptx));
+    module = open_module();
     MUST(cuModuleGetFunction(&mix, module, "mix"));
     MUST(cuModuleGetFunction(&spin, module, "spin"));
     open_door();
@@ -296,7 +300,7 @@ int main(int argc, char **argv)
         lanes[i].state = seed_of(seed, i);
         CHECK(pthread_create(&ids[i], NULL, lane_body, &lanes[i]) == 0);
     }
-    while (s->demoted < wanted || s->promoted < wanted || cut < wanted) {
+    while (s->demoted < wanted || s->promoted < wanted || cut < wanted || spill_now_ns() < until) {
         snprintf(scenario, sizeof scenario, "round %llu of orders", (unsigned long long)rounds++);
         order(SPILL_RAM, draw(&state, 8) ? draw(&state, 12u << 20) : UINT64_MAX, deadline_ns);
         order(SPILL_VRAM, draw(&state, 8) ? draw(&state, 12u << 20) : UINT64_MAX, deadline_ns);

@@ -3,7 +3,7 @@
  * knows what every byte must be. Runs behind a shim whose functions are visible (open.h); built and run by
  * tests/integration/test_tiering_soak.py.
  *
- *   soak SEED THREADS STEPS     STEPS: of each thread, a multiple of 1000 or less than that; SIMGPU_KERNELS names soak_kernels.c's
+ *   soak SEED THREADS STEPS     STEPS: of each thread, a multiple of 1000 or less than that; SIMGPU_KERNELS names the kernels' companion
  *
  * Each thread has regions, streams, graphs and a model of its own; memory, moves and the ledger are everybody's. After each step the
  * bytes that it touched are read back and compared; after every 1000 all bytes of all regions, and the sums of tiers and budgets; in the
@@ -76,7 +76,7 @@ static bool one_in(struct worker *w, unsigned n) { return any(w, n) == 0; }
 
 static void place_open(struct place *at)
 {
-    MUST(cuModuleLoadData(&at->module, open_ptx));
+    at->module = open_module();
     MUST(cuModuleGetFunction(&at->mix, at->module, "mix"));
     MUST(cuModuleGetFunction(&at->combine, at->module, "combine"));
     at->stream[0] = NULL;
