@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import llama
 import pytest
 
 TABLE = Path(__file__).resolve().parent / "CALLS.md"
@@ -98,6 +99,44 @@ def wheel_member(client_cache: Path) -> Callable[[str, str], Path]:
             shutil.rmtree(downloads, ignore_errors=True)
 
     return fetch
+
+
+# --- llama.cpp ----------------------------------------------------------------------------------------------------
+
+MODELS = {"a": ["8", "1024", "2816", "16384"], "b": ["6", "1024", "2816", "16384"]}  # layers, width, inner width, context
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def llama_parts(run_sim, packages, model_folder) -> tuple[Path, Callable[[str], Path]]:
+    """The libraries of a prebuilt llama.cpp, and `model("a")` -> a model file of the table, made once a session."""
+    libraries = packages(llama.WHEEL) / "cyllama_cuda12.libs"
+    path = {"PYTHONPATH": str(packages(llama.GGUF)), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def model(name: str) -> Path:
+        file = model_folder / f"{name}.gguf"
+        if not file.exists():
+            run_sim([sys.executable, llama.PROGRAMS / "ggml_model.py", file, *MODELS[name]], shim=False, env=path).ok()
+        return file
+
+    return libraries, model
+
+
+@pytest.fixture
+def llama_server(run_sim, llama_parts) -> Callable[..., llama.Server]:
+    """`llama_server("a", vram=..., env=...)` -> llama.Server that has loaded the model."""
+    libraries, model = llama_parts
+    return lambda name, **how: llama.Server(run_sim, libraries, model(name), how)
+
+
+@pytest.fixture
+def watch(run_sim) -> Callable[..., llama.Watch]:
+    """`watch(vram=..., env=...)` -> llama.Watch."""
+    return lambda **how: llama.Watch(run_sim, how)
 
 
 # --- what they called ---------------------------------------------------------------------------------------------

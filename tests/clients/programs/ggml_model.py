@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a small model of llama's shape with random weights: `ggml_model.py FILE LAYERS WIDTH INNER`. Called by test_ggml.py.
+"""Makes a small model of llama's shape with random weights: `ggml_model.py FILE LAYERS WIDTH INNER [CONTEXT]`. Called by the
+tests of llama.cpp.
 
 Its vocabulary is the bytes and some more; its answers are noise. The weights are what matters: they must come back from the
 device as they were written.
@@ -12,13 +13,13 @@ import sys
 import gguf
 import numpy as np
 
-HEAD, VOCABULARY, CONTEXT, SEED = 64, 512, 512, 7
+HEAD, VOCABULARY, SEED = 64, 512, 7
 
 
-def write(path: str, layers: int, width: int, inner: int) -> None:
+def write(path: str, layers: int, width: int, inner: int, context: int = 512) -> None:
     random = np.random.default_rng(SEED)
     out = gguf.GGUFWriter(path, "llama")
-    out.add_context_length(CONTEXT)
+    out.add_context_length(context)
     out.add_embedding_length(width)
     out.add_block_count(layers)
     out.add_feed_forward_length(inner)
@@ -61,4 +62,4 @@ def write(path: str, layers: int, width: int, inner: int) -> None:
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], *map(int, sys.argv[2:5]))
+    write(sys.argv[1], *map(int, sys.argv[2:6]))
