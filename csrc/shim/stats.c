@@ -211,13 +211,17 @@ static void append(const char *variable, const char *path, const char *line, siz
 
 static void say_summary(const struct spill_stats *s)
 {
-    char spilled[16], vram[16], ram[16], tail[160] = "";
+    const struct spill_move_stats *moves = spill_move_stats();
+    char spilled[16], vram[16], ram[16], there[16], back[16], moved[80] = "", tail[160] = "";
     double share = share_of(s), top = ceiling(share);
     if (top > 0)
         snprintf(tail, sizeof tail, "; at most %.0f %% of all-in-VRAM speed where every byte is read once a step (link %.0f, "
                  "VRAM %.0f GiB/s)", 100 * top, link_rate() / 0x1p30, hbm_rate() / 0x1p30);
-    spill_say("%s spilled into RAM (peak VRAM %s, peak RAM %s, backend %s): about %.0f %% of memory traffic crosses the link%s",
-              spill_size_text(s->spilled_total, spilled), spill_size_text(s->vram_peak, vram),
+    if (moves->demoted_bytes || moves->promoted_bytes)
+        snprintf(moved, sizeof moved, ", %s moved there later, %s brought back", spill_size_text(moves->demoted_bytes, there),
+                 spill_size_text(moves->promoted_bytes, back));
+    spill_say("%s spilled into RAM%s (peak VRAM %s, peak RAM %s, backend %s): about %.0f %% of memory traffic crosses the link%s",
+              spill_size_text(s->spilled_total, spilled), moved, spill_size_text(s->vram_peak, vram),
               spill_size_text(s->spilled_peak, ram), spill_backend_name(spill_backend_known()), 100 * share, tail);
 }
 
@@ -234,6 +238,6 @@ void spill_stats_report(bool engine)
         if (c->observe[0])
             append("SPILLSHIM_OBSERVE", c->observe, buffer, (size_t)(t.at - buffer));
     }
-    if (engine && s->spilled_total && !c->quiet)
+    if (engine && (s->spilled_total || spill_move_stats()->demoted_bytes) && !c->quiet)
         say_summary(s);
 }

@@ -53,7 +53,7 @@ class Held:
         told = facts(result.stdout)
         assert all(told["intact"]) and len(told["intact"]) == 2
         assert not self.socket.exists()
-        return {**told, "stats": [one for one in result.stats if one["pid"] == self.pid]}
+        return {**told, "stderr": result.stderr, "stats": [one for one in result.stats if one["pid"] == self.pid]}
 
 
 def connected(path: Path) -> socket.socket:

@@ -4,7 +4,9 @@ And what memory that is kept for reuse may not do: stand in anybody's way."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,36 @@ def test_what_is_kept_is_free_to_the_program(c_program, run_sim, tmp_path):
     created = [words for words in lines if words[4:] == ["cuMemCreate"] and words[0] == lines[0][0]]  # the probe is another process
     assert len(created) == 32 + 2, "one region, and a handle that was refused until the region was given up"
     assert result.stats[0]["spilled"]["count"] == 0
+
+
+LETS_GO = """
+#include <cuda.h>
+#include <stdio.h>
+int main(void)
+{
+    CUcontext ctx;
+    CUdeviceptr p;
+    if (cuInit(0) || cuDevicePrimaryCtxRetain(&ctx, 0) || cuCtxSetCurrent(ctx) || cuMemAlloc(&p, (size_t)256 << 20) || cuMemFree(p))
+        return 1;
+    puts("freed");
+    fflush(stdout);
+    return getchar() == EOF ? 0 : 2;
+}
+"""
+
+
+def test_what_nobody_asks_for_any_more_goes_back_to_the_driver(c_program, run_sim, tmp_path):
+    """Without any further call of the program: its thread in the background sees that nothing is used again."""
+    trace = tmp_path / "trace"
+
+    def released() -> int:
+        return sum(line.split()[4:] == ["cuMemRelease"] for line in trace.read_text().splitlines())
+
+    program = c_program(LETS_GO, name="lets_go")
+    process = run_sim.start([program], stdin=subprocess.PIPE, vram="24G", ram="4G", sim={"TRACE": str(trace)})
+    assert process.stdout.readline() == "freed\n"
+    before, patience = released(), time.monotonic() + 60
+    while released() < before + 8 and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert released() == before + 8, "256 MiB in chunks of 32"
+    run_sim.finish(process, input="").ok()

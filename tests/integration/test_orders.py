@@ -60,7 +60,10 @@ def test_out_and_back(hold, order):
     assert again.returncode == 1 and "MiB stayed in RAM: there is no more room in VRAM" in again.stderr
     assert (back.steady.count, back.bulk.count) == (0, back.moves["safepoints"])
     assert 0 < back.bulk.longest_ns <= back.bulk.total_ns
-    (stats,) = held.finish()["stats"]
+    ended = held.finish()
+    (stats,) = ended["stats"]
+    down, up = (f"{back.moves[way] / MIB:.1f} MiB" for way in ("demoted_bytes", "promoted_bytes"))
+    assert f" spilled into RAM, {down} moved there later, {up} brought back (peak " in ended["stderr"]
     assert {**back.moves, "parked": stats["moves"]["parked"]}.items() <= stats["moves"].items()
     assert stats["moves"]["bulk"] == {"count": back.bulk.count, "total_ns": back.bulk.total_ns, "longest_ns": back.bulk.longest_ns}
 
