@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from spillshim.errors import NotCatchable, ProgramNotExecutable, ProgramNotFound
 
 @dataclass
 class Settings:
-    """What a command's options ask for: `variables` are SPILLSHIM_* to set, `sim` SIMGPU_* (None: the real driver)."""
+    """What a command's options ask for, and a profile where they say nothing: `variables` to set, `sim` SIMGPU_* (None: the
+    real driver)."""
 
     variables: dict[str, str] = field(default_factory=dict)
     sim: dict[str, str] | None = None
@@ -100,6 +101,21 @@ def environment(env: Mapping[str, str], settings: Settings, sanitizers: Sequence
     made.update(settings.variables)
     made.setdefault("SPILLSHIM_JOB", f"{os.getpid()}-{secrets.token_hex(4)}")
     return made
+
+
+def filled(settings: Settings, env: Mapping[str, str], proposed: Callable[[Mapping[str, str]], Mapping[str, str]]) -> tuple[Settings, dict[str, str]]:
+    """`settings` with what a profile (or what was remembered) proposes, and that alone.
+
+    `proposed` gets the user's environment with the command line's variables in it; what is set there is never overridden.
+    """
+    known = {**env, **settings.variables, **(settings.sim or {})}
+    added = {name: value for name, value in proposed(known).items() if name not in known}
+    return Settings({**added, **settings.variables}, settings.sim), added
+
+
+def quiet(settings: Settings, env: Mapping[str, str]) -> bool:
+    """Whether the user wants no lines that only inform (--quiet, SPILLSHIM_QUIET=1)."""
+    return {**env, **settings.variables}.get("SPILLSHIM_QUIET", "0") in ("1", "on", "yes", "true")
 
 
 def refuse_uncatchable(found: program.Program) -> None:

@@ -82,7 +82,7 @@ void *spill_export_table(unsigned which, const void *table, const void *id)
 
 /* ---- libraries ---- */
 
-/* By file name: `name`, then a dot or a dash, or anything where it ends in '_'. `device`: loaded is not used (PyTorch links
+/* By file name: `name`, then its end, a dot or a dash, or anything where it ends in '_'. `device`: loaded is not used (PyTorch links
  * libcufile, every NCCL looks for libibverbs); it is in use once the process holds a file open whose path begins so.
  * `aside`: it moves memory itself, and must hear when there is none. */
 static const struct library {
@@ -109,7 +109,22 @@ static bool named(const char *path, const char *name)
 {
     const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path;
     size_t length = strlen(name);
-    return strncmp(file, name, length) == 0 && (name[length - 1] == '_' || file[length] == '.' || file[length] == '-');
+    return strncmp(file, name, length) == 0 && (name[length - 1] == '_' || !file[length] || strchr(".-", file[length]));
+}
+
+/* A library of SPILLSHIM_ASIDE. */
+static bool listed(const char *path)
+{
+    char one[SPILL_TEXT_MAX];
+    for (const char *at = spill_config()->aside; *at; at += *at == ',') {
+        size_t length = strcspn(at, ",");
+        memcpy(one, at, length);
+        one[length] = 0;
+        if (length && named(path, one))
+            return true;
+        at += length;
+    }
+    return false;
 }
 
 static void found(unsigned row)
@@ -136,6 +151,8 @@ static int visit(struct dl_phdr_info *info, size_t size, void *at)
     for (unsigned row = 0; info->dlpi_name && row < LIBRARIES; row++)
         if (named(info->dlpi_name, libraries[row].name))
             found(row);
+    if (info->dlpi_name && listed(info->dlpi_name))
+        spill_step_aside("a library that SPILLSHIM_ASIDE names is loaded");
     return 0;
 }
 

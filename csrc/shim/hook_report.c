@@ -3,7 +3,8 @@
  * One model for all of them:
  *   report=vram     total = the VRAM this job may use; free = what of it is free, less what has spilled: bytes in RAM are
  *                   VRAM that is owed, so free falls with every allocation and rises with every free, wherever it lies
- *   report=virtual  both raised by RAM: total by the most that may ever be pinned, free by what of that isn't in use
+ *   report=virtual  both raised by RAM: total by the most that may ever be pinned, at most SPILLSHIM_REPORT_LIMIT; free by what
+ *                   of that isn't in use. Bytes in RAM beyond the limit are owed as above: with a limit of 0 both say the same
  * What is kept for reuse (pool.c) is free to the program whose it is, and to nobody else.
  * Rules: 0 <= free <= total always; no answer differs between two processes of a job at the same moment, but for what they keep;
  * without a limit, with report=vram, nothing spilled and nothing kept, the driver's numbers pass untouched. */
@@ -29,12 +30,20 @@ static struct amounts model(const struct spill_device *d, struct amounts device)
         if (left < out.free)
             out.free = left;
     }
+    uint64_t ceiling = 0, beyond = 0;
     if (spill_config()->report == SPILL_REPORT_VIRTUAL && spill_settings()->spill) {
-        uint64_t ceiling = spill_budget_ceiling();
-        out.total += ceiling;
-        out.free += sum.ram_asked < ceiling ? ceiling - sum.ram_asked : 0;
+        ceiling = spill_budget_ceiling();
+        beyond = spill_amount_bytes(&spill_config()->report_limit, out.total, UINT64_MAX);
+        beyond = beyond < ceiling ? beyond : ceiling;
+        out.total += beyond;
+    }
+    if (sum.ram_on_device <= beyond) {
+        /* RAM is everybody's: what others hold of it, on other devices too, can't be had here. */
+        uint64_t left = beyond - sum.ram_on_device, unused = sum.ram_asked < ceiling ? ceiling - sum.ram_asked : 0;
+        out.free += left < unused ? left : unused;
     } else {
-        out.free -= sum.ram_on_device < out.free ? sum.ram_on_device : out.free;
+        uint64_t owed = sum.ram_on_device - beyond;
+        out.free -= owed < out.free ? owed : out.free;
     }
     if (out.free > out.total)
         out.free = out.total;

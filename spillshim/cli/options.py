@@ -121,6 +121,14 @@ _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
     (
+        "--report-limit",
+        "REPORT_LIMIT",
+        {
+            "type": SizeType(),
+            "help": "With --report virtual: the most that is told beyond VRAM, in % of it or as a size. [default: all RAM that may be pinned]",
+        },
+    ),
+    (
         "--oom",
         "OOM",
         {
@@ -206,6 +214,16 @@ def shim_options(function: F) -> F:
             function
         )
     return function
+
+
+def profile_option(function: F) -> F:
+    """Add --profile as the keyword argument `profile`: a name, `none`, a file's path, or None (the program decides)."""
+    return click.option(
+        "--profile",
+        metavar="NAME|none|FILE",
+        help="Settings for a known application, instead of those of the profile that recognises the program "
+        "(`spillshim profiles` lists them). [default: SPILLSHIM_PROFILE, else recognised]",
+    )(function)
 
 
 def settings(ctx: click.Context, sim: dict[str, str] | None) -> Settings:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import click
 
-from spillshim import launch, program
-from spillshim.cli.options import CommandAfterDashes, settings, shim_options
+from spillshim import launch, profiles, program
+from spillshim.cli.options import CommandAfterDashes, profile_option, settings, shim_options
 
 
 @click.command("run", cls=CommandAfterDashes)
 @shim_options
+@profile_option
 @click.option("--force", is_flag=True, help="Run the program even if the shim cannot be loaded into it.")
 @click.pass_context
-def command(ctx: click.Context, sim: dict[str, str] | None, force: bool) -> None:
+def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None, force: bool) -> None:
     """Run PROGRAM; what does not fit into VRAM goes to pinned host memory.
 
     \b
     spillshim run -- ./llama-cli -m model.gguf -ngl 99
     spillshim run --vram-limit 90% --host-limit 24G -- python train.py
+
+    What is right for a known application comes from its profile, where neither an option nor the environment says otherwise;
+    one line on stderr tells which.
 
     Sizes are 8G, 512M, 1.5T (1024-based) or, of what the option limits, 90%. The program keeps this process's id, gets the
     signals sent to it, and its exit code is returned; spillshim's own are 2 (usage), 125 (it failed before the program
@@ -40,4 +44,9 @@ def command(ctx: click.Context, sim: dict[str, str] | None, force: bool) -> None
         click.echo(
             f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True
         )
+    chosen = profiles.choose(argv, found, env, profile)
+    if chosen:
+        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, argv))
+        if not launch.quiet(wanted, env):
+            click.echo(f"spillshim: {profiles.line(chosen, added)}", err=True)
     launch.execute(found, argv, launch.environment(env, wanted, found.sanitizers))

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile file may hold. The descriptions below are the documentation (`spillshim profiles --schema`).
+
+Called by load.py, which turns what pydantic says of a bad file into one error with the place. Rules: unknown keys and values
+of another type are refused; sizes and choices are the command line's; a variable is proposed here and set by nobody here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from spillshim import sizes
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_TEXT_MAX = 255  # bytes; the library keeps a list of names in a fixed buffer
+
+
+def _size(text: str) -> str:
+    sizes.parse(text)
+    return text
+
+
+def _plain_size(text: str) -> str:
+    sizes.parse(text, percent=False)
+    return text
+
+
+def _name(text: str) -> str:
+    if not text or any(letter in text for letter in ",/\0") or text != text.strip():
+        raise ValueError(f"{text!r} is not the name of a file: no '/', no ',', no blanks around it")
+    return text
+
+
+Size = Annotated[str, AfterValidator(_size)]
+PlainSize = Annotated[str, AfterValidator(_plain_size)]
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Conditional(_Table):
+    """A value that depends on what the user has given: arguments (they begin with '-') and environment variables."""
+
+    given: list[str] = Field([], description="apply only if one of these arguments or variables is there")
+    absent: list[str] = Field([], description="apply only if none of these arguments or variables is there")
+
+    @model_validator(mode="after")
+    def _conditions(self) -> _Conditional:
+        if not self.given and not self.absent:
+            raise ValueError("a table with 'value' needs 'given' or 'absent'; without a condition write the value alone")
+        return self
+
+    def holds(self, argv: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Whether the value applies to a program called so."""
+        return (not self.given or any(_is_given(name, argv, env) for name in self.given)) and not any(
+            _is_given(name, argv, env) for name in self.absent
+        )
+
+
+def _is_given(name: str, argv: Sequence[str], env: Mapping[str, str]) -> bool:
+    if not name.startswith("-"):
+        return name in env
+    own = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    return any(word == name or word.startswith(name + "=") for word in own)
+
+
+class ReportIf(_Conditional):
+    """`report` under a condition."""
+
+    value: Literal["vram", "virtual"] = Field(description="the value of `report`")
+
+
+class TextIf(_Conditional):
+    """A variable's value under a condition."""
+
+    value: str = Field(description="the variable's value")
+
+
+class Match(_Table):
+    """One way to recognise the program. All keys that are given must agree; of a key's list one entry is enough."""
+
+    executable: list[Name] = Field([], description="file name of the program as it is called, with * and ?")
+    script: list[Name] = Field([], description="file name of the script that an interpreter is given, with * and ?")
+    module: list[str] = Field([], description="Python module run with -m; one of its submodules counts, too")
+    imports: list[str] = Field(
+        [],
+        description="Python module that the script imports (or a submodule of it), itself or through modules beside it; "
+        "read from its source, nothing is executed",
+    )
+    needs: list[Name] = Field([], description="library that the program is linked with (DT_NEEDED), with * and ?")
+    beside: list[str] = Field(
+        [], description="paths that must all exist beside the script or else the executable, with * and ?"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Match:
+        if not any(getattr(self, key) for key in type(self).model_fields):
+            raise ValueError("an empty [[match]] would match every program: give one of " + ", ".join(type(self).model_fields))
+        return self
+
+
+class Shim(_Table):
+    """Settings of the shim. Each is the variable SPILLSHIM_<KEY>, and is not applied where the user has set that."""
+
+    report: Literal["vram", "virtual"] | ReportIf | None = Field(
+        None, description="what free and total memory the program is told; not applied if the user has set it"
+    )
+    report_limit: Size | None = Field(
+        None,
+        description="with report = \"virtual\": the most that is told beyond VRAM; % of VRAM. "
+        "Not applied if the user has set SPILLSHIM_REPORT",
+    )
+    oom: Literal["never", "soft"] | None = Field(
+        None, description="soft: answer out-of-memory once before spilling, so that the program gives back its cache"
+    )
+    managed_min: PlainSize | None = Field(None, description="smaller allocations are left to the driver")
+    headroom: Size | None = Field(None, description="VRAM kept free for the driver; % of VRAM")
+    holdback: Size | None = Field(None, description="VRAM kept back for late allocations; % of VRAM")
+    moves: Literal["auto", "order", "off"] | None = Field(None, description="whether placement is mended while it runs")
+    disable: bool | None = Field(
+        None, description="true: step aside, the shim does nothing in the program and in what it starts"
+    )
+    aside: list[Name] | None = Field(
+        None,
+        description="file names of libraries (as far as the first '.' or '-') that manage memory themselves: once one is "
+        "loaded the shim steps aside in that process, nothing spills from then on",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Shim:
+        if self.aside is not None and len(",".join(self.aside).encode()) > _TEXT_MAX:
+            raise ValueError(f"the names in 'aside' are longer than {_TEXT_MAX} bytes together")
+        return self
+
+
+class Settings(_Table):
+    """A profile file, `NAME.toml`."""
+
+    summary: str = Field(description="one line: which programs, and what is done for them")
+    extends: str | None = Field(
+        None,
+        description="name of another profile whose [shim], [environment] and model this one starts from; a file that extends "
+        "its own name starts from the one that it overrides",
+    )
+    priority: int = Field(
+        0, description="decides between profiles that recognise a program by evidence of the same kind; the greater wins"
+    )
+    match: list[Match] = Field(
+        [], description="ways to recognise the program (not inherited); without any, only --profile NAME chooses it"
+    )
+    shim: Shim = Field(Shim(), description="settings of the shim")
+    environment: dict[str, str | TextIf] = Field(
+        {}, description="variables of the program itself; set only where the user has not"
+    )
+    model: list[str] | None = Field(
+        None,
+        description="arguments (and environment variables) that name the model file, so that what is remembered of a run is "
+        "kept apart for each model",
+    )
+    source: list[str] = Field([], description="where the facts behind the settings come from")
+
+    @model_validator(mode="after")
+    def _names(self) -> Settings:
+        for name in self.environment:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"environment.{name}: not the name of an environment variable")
+            if name.startswith(("SPILLSHIM_", "SIMGPU_", "LD_")):
+                where = "a key of [shim] is for that" if name.startswith("SPILLSHIM_") else "`spillshim run` sets these itself"
+                raise ValueError(f"environment.{name}: {where}")
+        return self
+
+
+class Profile:
+    """A profile with all that it extends: what `choose()` gives. `origin` is its file."""
+
+    def __init__(self, name: str, origin: str, settings: Settings, base: Profile | None = None) -> None:
+        self.name, self.origin, self.settings, self.base = name, origin, settings, base
+        own = {key: getattr(settings.shim, key) for key in Shim.model_fields if getattr(settings.shim, key) is not None}
+        self.shim: dict[str, Any] = {**(base.shim if base else {}), **own}
+        self.environment: dict[str, str | TextIf] = {**(base.environment if base else {}), **settings.environment}
+        self.model: list[str] = settings.model if settings.model is not None else (base.model if base else [])
+
+    def lineage(self) -> Iterator[Profile]:
+        """This profile, then what it extends, and so on."""
+        one: Profile | None = self
+        while one:
+            yield one
+            one = one.base
+
+    def proposed(self, argv: Sequence[str] = (), env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Every variable that holds for a program called with `argv` in `env`, whether or not the user has it already."""
+        env = env or {}
+        made: dict[str, str] = {}
+        for key, value in [*self.shim.items(), *self.environment.items()]:
+            if isinstance(value, _Conditional):
+                if not value.holds(argv, env):
+                    continue
+                value = value.value  # type: ignore[attr-defined]
+            if isinstance(value, bool):
+                value = str(int(value))
+            elif isinstance(value, list):
+                value = ",".join(value)
+            made[f"SPILLSHIM_{key.upper()}" if key in Shim.model_fields else key] = value
+        if made.get("SPILLSHIM_REPORT") != "virtual":
+            made.pop("SPILLSHIM_REPORT_LIMIT", None)
+        return made
+
+    def variables(self, env: Mapping[str, str], argv: Sequence[str] = ()) -> dict[str, str]:
+        """The variables to add to `env`, the user's own (with what the command line has set): only ones that it lacks."""
+        made = {name: value for name, value in self.proposed(argv, env).items() if name not in env}
+        if "SPILLSHIM_REPORT" in env:
+            made.pop("SPILLSHIM_REPORT_LIMIT", None)  # it belongs to the report that the profile would have chosen
+        return made
+
+    def model_file(self, argv: Sequence[str], env: Mapping[str, str]) -> str | None:
+        """The model that the program was given, as written; None where it is not told by `model`'s arguments."""
+        arguments = [name for name in self.model if name.startswith("-")]
+        found: str | None = None
+        for index, word in enumerate(argv[1:], 1):
+            for name in arguments:
+                if word == name and index + 1 < len(argv):
+                    found = argv[index + 1]
+                elif name.startswith("--") and word.startswith(name + "="):
+                    found = word[len(name) + 1 :]
+        if found is None:
+            found = next((env[name] for name in self.model if not name.startswith("-") and name in env), None)
+        return found
+
+
+def told(variables: Mapping[str, str]) -> str:
+    """Variables in few words: `report virtual (+3%), oom soft, LLAMA_ARG_FIT_TARGET=512`."""
+    limit = variables.get("SPILLSHIM_REPORT_LIMIT")
+    words = []
+    for name, value in variables.items():
+        if name == "SPILLSHIM_REPORT_LIMIT" and "SPILLSHIM_REPORT" in variables:
+            continue
+        if name == "SPILLSHIM_DISABLE":
+            words.append("the shim steps aside")
+            continue
+        key = name.removeprefix("SPILLSHIM_").lower().replace("_", "-")
+        words.append(f"{key} {value}" if name.startswith("SPILLSHIM_") else f"{name}={value}")
+        if name == "SPILLSHIM_REPORT" and limit:
+            words[-1] += f" (+{limit})"
+    return ", ".join(words)
+
+
+def line(profile: Profile, added: Mapping[str, str]) -> str:
+    """What `run` says of the profile that it took; `added` is what this one set."""
+    return f"profile {profile.name}: {told(added) or 'sets nothing that is not set already'}"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a profile file, with every key's description."""
+    return Settings.model_json_schema()
