@@ -6,6 +6,7 @@
 
 static const struct { const char *symbol, *name; uint32_t version, flags; } hooks[] = {
 #define HOOK(symbol, name, version, flags, pfn) { #symbol, name, version, flags },
+#define HOOK_AGAIN(symbol, name, version, flags, pfn) HOOK(symbol, name, version, flags, pfn)
 #define HOOK_BY_NAME(symbol, pfn) { #symbol, "", 0, 0 },
 #define HOOK_NVML(symbol) { #symbol, "", 0, 0 },
 #define HOOK_LIBC(symbol) { #symbol, "", 0, 0 },

@@ -15,6 +15,7 @@
 
 const struct spill_hook spill_hooks[] = {
 #define HOOK(symbol, name, version, flags, pfn) { #symbol, name, version, flags, SPILL_LIB_CUDA, TYPED(symbol, pfn) },
+#define HOOK_AGAIN(symbol, name, version, flags, pfn) HOOK(symbol, name, version, flags, pfn)
 #define HOOK_BY_NAME(symbol, pfn) { #symbol, NULL, 0, 0, SPILL_LIB_CUDA, TYPED(symbol, pfn) },
 #define HOOK_NVML(symbol) { #symbol, NULL, 0, 0, SPILL_LIB_NVML, (void *)symbol },
 #include "shim/hooks.def"

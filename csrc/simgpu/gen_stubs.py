@@ -23,6 +23,8 @@ from pathlib import Path
 TYPEDEFS = ["cudaTypedefs.h", "cudaGLTypedefs.h", "cudaEGLTypedefs.h", "cudaVDPAUTypedefs.h", "cudaProfilerTypedefs.h"]
 HEADERS = ["cuda.h", "cudaGL.h", "cudaEGL.h", "cudaVDPAU.h", "cudaProfiler.h"]
 NOT_EXPORTED = {"cuGetProcAddress_v2_ptsz", "cuWGLGetDevice"}
+# Rows that no PFN_ type tells of. cuda.h renames this one since 12.0, and cuda-bindings ask for it by this name and version.
+ALSO = [("cuGraphInstantiate", 11040, False, "cuGraphInstantiateWithFlags")]
 PFN = re.compile(r"\*\s*PFN_(cu\w+?)_v(\d+)(_ptds|_ptsz)?\s*\)")
 
 
@@ -71,6 +73,7 @@ def rows(folder: Path, declared: set[str]) -> list[tuple[str, int, bool, str]]:
         for version, suffix in sorted(threaded[name]):
             order = sum(v <= version for v in versions)
             found.append((name, version, True, symbol(max(order, 1)) + suffix))
+    found += [row for row in ALSO if row[3] in declared]
     for name, version, _, sym in found:
         if sym not in declared and name not in unchecked:
             wrong.append(f"{name} {version} -> {sym}")

@@ -32,6 +32,12 @@ def test_the_newest_abi_that_is_not_newer_than_asked():
     saw("lookup.newest_not_above", 0 if not wrong and above == INVALID else 1, f"otherwise than believed: {wrong}; above the driver: {above}")
 
 
+@belief("lookup.graph_instantiate")
+def test_a_name_that_came_to_stand_for_another_entry():
+    seen = [same("cuGraphInstantiate", 11000, "cuGraphInstantiate_v2"), same("cuGraphInstantiate", 11040, "cuGraphInstantiateWithFlags")]
+    saw("lookup.graph_instantiate", 0 if all(seen) else 1, f"at 11.0 the one with a log, at 11.4 the one with flags: {seen}")
+
+
 def same(name, asked, symbol):
     """Whether a look-up leads to what the exported symbol is; a symbol that is not exported says nothing."""
     try:

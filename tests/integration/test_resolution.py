@@ -192,6 +192,7 @@ def test_the_first_query_is_empty(look, fixed: bool) -> None:
     [
         ("cuCtxSynchronize", {2000: "cuCtxSynchronize", 12090: "cuCtxSynchronize", 13000: "cuCtxSynchronize_v2"}),
         ("cuMemcpyBatchAsync", {12080: "cuMemcpyBatchAsync", 13000: "cuMemcpyBatchAsync_v2"}),
+        ("cuGraphInstantiate", {10000: "cuGraphInstantiate", 11000: "cuGraphInstantiate_v2", 11040: "cuGraphInstantiateWithFlags"}),
         ("cuStreamBeginCapture", {10000: "cuStreamBeginCapture", 10010: "cuStreamBeginCapture_v2"}),
     ],
 )
