@@ -23,7 +23,7 @@ from pathlib import Path
 TYPEDEFS = ["cudaTypedefs.h", "cudaGLTypedefs.h", "cudaEGLTypedefs.h", "cudaVDPAUTypedefs.h", "cudaProfilerTypedefs.h"]
 HEADERS = ["cuda.h", "cudaGL.h", "cudaEGL.h", "cudaVDPAU.h", "cudaProfiler.h"]
 NOT_EXPORTED = {"cuGetProcAddress_v2_ptsz", "cuWGLGetDevice"}
-# Rows that no PFN_ type tells of. cuda.h renames this one since 12.0, and cuda-bindings ask for it by this name and version.
+# Rows that no PFN_ type tells of. cuda.h renames this one since 12.0, and older cuda-bindings ask for it by this name and version.
 ALSO = [("cuGraphInstantiate", 11040, False, "cuGraphInstantiateWithFlags")]
 PFN = re.compile(r"\*\s*PFN_(cu\w+?)_v(\d+)(_ptds|_ptsz)?\s*\)")
 
