@@ -130,7 +130,8 @@ def llama_parts(run_sim, packages, model_folder) -> tuple[Path, Callable[[str], 
 def llama_server(run_sim, llama_parts) -> Callable[..., llama.Server]:
     """`llama_server("a", vram=..., env=...)` -> llama.Server that has loaded the model."""
     libraries, model = llama_parts
-    return lambda name, **how: llama.Server(run_sim, libraries, model(name), how)
+    program = [sys.executable, llama.PROGRAMS / "llama_server.py", libraries, "--model"]
+    return lambda name, **how: llama.Server(run_sim, [*program, model(name)], how)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A llama.cpp that loads a model, and what it says: shared by the tests of llama.cpp's fit and of ollama's sequence.
+"""A server that has loaded a model, and what it says: shared by the tests of llama.cpp's fit and of ollama's sequence.
 
-What is read from its log is read as ollama reads it (llm/llama_server.go of ollama fb30760): the last value of each buffer
-counts, because --fit tries several loads before the real one.
+What is read from its log is read as ollama reads it (memoryParsingWriter in llm/llama_server.go of ollama fb30760): the last
+value of each buffer counts, because --fit tries several loads before the real one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,13 @@ def parse(log: str) -> Loaded:
 
 
 class Server:
-    """A running llama_server.py that has loaded its model: `ask("memory")`, `ask("decode 3")`, then `end()` or `kill()`."""
+    """A running llama_server.py, or ollama_runner, that has loaded its model: `ask("decode 3")`, then `end()` or `kill()`."""
 
-    def __init__(self, run_sim: Any, libraries: Path, model: Path, how: Mapping[str, Any]) -> None:
+    def __init__(self, run_sim: Any, program: Sequence[str | Path], how: Mapping[str, Any]) -> None:
         self.run_sim = run_sim
-        self.log_file = run_sim.tmp_path / f"{len(list(run_sim.tmp_path.glob('*.log')))}-{model.stem}.log"
+        self.log_file = run_sim.tmp_path / f"{len(list(run_sim.tmp_path.glob('*.log')))}.log"
         # Its log is longer than a pipe holds while nobody reads.
         redirected = ["sh", "-c", 'log=$1; shift; exec "$@" 2>"$log"', "sh", self.log_file]
-        program = [sys.executable, PROGRAMS / "llama_server.py", libraries, model]
         self.process = run_sim.start([*redirected, *program], stdin=subprocess.PIPE, **how)
         self.context = self._answer()["context"]
 

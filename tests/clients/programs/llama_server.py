@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands where llama-server stands, on a prebuilt libllama: `llama_server.py FOLDER --list-devices`, `llama_server.py FOLDER MODEL`.
+"""Stands where llama-server stands, on a prebuilt libllama: `llama_server.py FOLDER [--list-devices | --model FILE [-c N]]`.
 
 FOLDER holds the libraries of the wheel cyllama-cuda12, which has no server of its own. What is llama.cpp's here is everything
 that counts: the list of devices, the fit, the loading, the contexts and every line on stderr. What is this program's is the
 order in which llama-server calls them (common_init_result in common/common.cpp of llama.cpp b8833), with the options that
 llama-server takes from the environment: LLAMA_ARG_FIT, _FIT_TARGET (MiB), _N_GPU_LAYERS, _CTX_SIZE; and GGML_BACKEND_PATH, by
-which ollama names the CUDA backend. After loading it reads commands from stdin, a line each, and answers each with one JSON
-object on stdout: `decode N`, `memory` (memory_answers.py), `end`. Exit code 3: the model or its context could not be made.
+which ollama names the CUDA backend. Without a model it says its system_info and waits to be killed. After loading it reads
+commands from stdin, a line each, and answers each with one JSON object on stdout: `decode N`, `memory` (memory_answers.py),
+`end`. Other options of llama-server are ignored. Exit code 3: the model or its context could not be made.
 
 The structs are those of include/llama.h of that release; another release may have others, so the wheel's version is pinned.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
+import signal
 import sys
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
@@ -124,12 +127,10 @@ def option(name: str, otherwise: str) -> str:
     return os.environ.get(f"LLAMA_ARG_{name}", otherwise)
 
 
-def load(llama: Llama, path: str) -> tuple[int, int]:
+def load(llama: Llama, path: str, context: str) -> tuple[int, int]:
     """Model and context, made as llama-server makes them; ends the program with 3 where one could not be."""
-    llama.start()
-    print(f"system_info: {llama.system_info().decode()}", file=sys.stderr, flush=True)
     model_wish, context_wish = llama.model_defaults(), llama.context_defaults()
-    layers, context = option("N_GPU_LAYERS", "auto"), option("CTX_SIZE", "")
+    layers = option("N_GPU_LAYERS", "auto")
     model_wish.n_gpu_layers = {"auto": AUTO, "all": ALL}.get(layers) or int(layers)
     context_wish.n_ctx = int(context or 0)
     context_wish.n_threads = context_wish.n_threads_batch = 1
@@ -149,11 +150,21 @@ def load(llama: Llama, path: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    llama = Llama(Path(sys.argv[1]))
-    if sys.argv[2] == "--list-devices":
+    options = argparse.ArgumentParser()
+    options.add_argument("folder", type=Path)
+    options.add_argument("--list-devices", action="store_true")
+    options.add_argument("--model")
+    options.add_argument("-c", dest="context", default=option("CTX_SIZE", ""))
+    given, _ = options.parse_known_args()
+    llama = Llama(given.folder)
+    if given.list_devices:
         list_devices(llama)
         return
-    model, context = load(llama, sys.argv[2])
+    llama.start()
+    print(f"system_info: {llama.system_info().decode()}", file=sys.stderr, flush=True)
+    if not given.model:
+        signal.pause()
+    model, context = load(llama, given.model, given.context)
     token = (c_int32 * 1)(1)
 
     def answer(**facts: Any) -> None:

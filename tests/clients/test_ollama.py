@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ollama finds the device, loads a model that is larger than VRAM, and unloads it: its sequence (ollama.py), replayed with
+everything it starts under the shim.
+
+Twice: with small programs that make the same calls and say the same text (tests/programs/ollama_*.c), and with a prebuilt
+llama.cpp in llama-server's place. What ollama parses has to arrive intact, and what it concludes from it has to be right.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import llama
+import ollama
+import pytest
+
+pytestmark = pytest.mark.clients
+
+CONTEXT = 512
+SETTINGS = {"LLAMA_ARG_FIT": "off"}  # of the environment in which `ollama serve` runs
+BOTH = ["programs", pytest.param("llama.cpp", marks=pytest.mark.large)]
+
+
+@pytest.fixture
+def parts(request, run_sim, c_program, sim_dir):
+    """`parts` -> (server, probe, folders, backend, models, vram): of small programs, or of a prebuilt llama.cpp. The model "a"
+    is larger than VRAM (bytes), by less than a third of it; "b" is not."""
+    probe = [c_program("ollama_probe.c", link_libcuda=False)]
+    folders = [run_sim.tmp_path / "lib" / "ollama", run_sim.tmp_path / "lib" / "ollama" / "cuda_v12"]
+    folders[1].mkdir(parents=True)
+    if request.param == "programs":
+        links = [f"-L{sim_dir}", "-l:libcudart.so.13"]
+        backend = c_program("ollama_backend.c", shared=True, flags=links)
+        models = {name: run_sim.tmp_path / f"{name}.gguf" for name in ("a", "b")}
+        for mib, model in zip((90, 60), models.values(), strict=True):
+            with model.open("wb") as file:
+                file.truncate(mib * llama.MIB)
+        return [c_program("ollama_runner.c", link_libcuda=False)], probe, folders, backend, models, 96 * llama.MIB
+    libraries, model = request.getfixturevalue("llama_parts")
+    backend = next(libraries.glob("libggml-cuda-*.so"))
+    for name, pattern in (("libggml-base.so", "libggml-base-*"), ("libggml.so", "libggml-[!bc]*")):
+        (folders[0] / name).symlink_to(next(libraries.glob(pattern)))
+    (folders[1] / "libggml-cuda.so").symlink_to(backend)
+    models = {name: model(name) for name in ("a", "b")}
+    return [sys.executable, llama.PROGRAMS / "llama_server.py", libraries], probe, folders, backend, models, 192 * llama.MIB
+
+
+@pytest.fixture
+def serve(run_sim, parts):
+    """`serve(report="vram")` -> Ollama that has discovered its device, and the models' files."""
+    server, probe, folders, backend, models, vram = parts
+
+    def start(*, shim: bool = True, report: str = "vram"):
+        how = {"vram": str(vram), "shim": shim, "env": {**SETTINGS, "SPILLSHIM_REPORT": report}}
+        return ollama.Ollama(run_sim, server, probe, folders, backend, how), models
+
+    return start
+
+
+@pytest.mark.parametrize("parts", BOTH, indirect=True)
+def test_discovery_reads_the_same_with_the_shim_as_without(serve, parts):
+    """Device, compute capability, architectures, totals and free memory: nothing is lost, nothing is added."""
+    (plain, _), (shimmed, _) = serve(shim=False), serve()
+    assert shimmed.device == plain.device
+    assert plain.device.total == plain.device.probe["driver_total"] == plain.device.probe["total"] == parts[-1]
+    assert 0 < plain.device.free <= plain.device.total
+    assert shimmed.discover(CUDA_VISIBLE_DEVICES="0", GGML_CUDA_INIT="1") == plain.device  # the second pass
+
+
+@pytest.mark.parametrize("parts", BOTH, indirect=True)
+def test_discovery_agrees_on_a_total_that_holds_ram(serve, parts):
+    """The list, the backend's properties and the driver: a total told by one only would be cut back to another's."""
+    device = serve(report="virtual")[0].device
+    assert parts[-1] < device.free <= device.total <= device.probe["total"] == device.probe["driver_total"] < device.total + llama.MIB
+
+
+@pytest.mark.parametrize("report", ["vram", "virtual"])
+@pytest.mark.parametrize("parts", BOTH, indirect=True)
+def test_a_model_larger_than_vram_is_loaded_and_unloaded(serve, report):
+    served, models = serve(report=report)
+    for name in ("a", "b", "a"):
+        runner = served.load(models[name], CONTEXT)
+        assert runner.server.context == CONTEXT
+        layers = runner.server.loaded().layers
+        assert layers[0] == layers[1], "not reported as 100 % GPU"
+        assert runner.free_at_load == served.device.free
+        assert runner.server.ask("decode 3") == {"decoded": 3, "failed": 0}
+        assert ollama.error_lines(runner.server.log) == []
+        assert runner.unload()
+        assert served.free_now() == served.device.free
+
+
+@pytest.mark.parametrize("parts", BOTH, indirect=True)
+def test_what_it_waits_for_after_unloading_needs_the_virtual_report(serve, parts):
+    """Free memory cannot rise by more than the total. ollama waits, five seconds, for three quarters of what the log says the
+    model took: of a model of 4/3 of VRAM and more that never comes where the report is honest."""
+    honest, models = serve()
+    runner = honest.load(models["a"], 4096)  # with 128 MiB of KV cache
+    assert runner.size > parts[-1] * 4 // 3
+    assert not runner.unload() and honest.free_now() == honest.device.free
+    virtual, _ = serve(report="virtual")
+    assert virtual.load(models["a"], 4096).unload()
+
+
+@pytest.mark.parametrize("parts", BOTH, indirect=True)
+def test_a_second_model_evicts_the_first_or_stays_beside_it_by_what_is_reported(serve):
+    honest, models = serve()
+    runner = honest.load(models["a"], CONTEXT)
+    assert runner.free == 0 and not honest.fits(models["b"].stat().st_size, runner)
+    runner.unload()
+
+    virtual, _ = serve(report="virtual")
+    first = virtual.load(models["a"], CONTEXT)
+    assert virtual.fits(models["b"].stat().st_size, first)
+    # Its own accounting and what a fresh process hears differ by small buffers that no line of the log names.
+    assert 0 <= first.free - virtual.free_now() < 32 * llama.MIB
+    second = virtual.load(models["b"], CONTEXT)
+    for one in (first, second, first):
+        assert one.server.ask("decode 2") == {"decoded": 2, "failed": 0}
+    assert second.unload() and first.unload()
+
+
+@pytest.mark.parametrize("parts", ["programs"], indirect=True)
+def test_without_the_shim_the_model_does_not_load(serve):
+    served, models = serve(shim=False)
+    with pytest.raises(AssertionError, match="ended with 3"):
+        served.load(models["a"], CONTEXT)
+
+
+@pytest.mark.parametrize("parts", ["programs"], indirect=True)
+def test_a_load_that_no_ram_is_left_for_reads_as_out_of_memory(serve):
+    """ollama retries with a shorter context where the log says so: what refuses must not hide it."""
+    served, models = serve()
+    served.how["env"]["SPILLSHIM_HOST_LIMIT"] = "16M"
+    with pytest.raises(AssertionError, match="ended with 3") as refused:
+        served.load(models["a"], CONTEXT)
+    assert any("cudaMalloc failed" in line for line in ollama.error_lines(str(refused.value)))
+
+
+def test_the_pattern_of_an_error_finds_ours_where_it_is_one():
+    """The lines that the shim writes at a spill are no errors to ollama; the one it writes at level error would be."""
+    assert ollama.error_lines("spillshim[7]: error: x\n") and not ollama.error_lines("spillshim[7]: warn: VRAM is full: 82.0 MiB\n")
