@@ -18,6 +18,14 @@ struct amounts {
     uint64_t free, total;
 };
 
+/* A program that moves memory itself must not be told of RAM that it won't get: it plans by what it hears, before it allocates
+ * anything large, which is when we look otherwise. */
+static bool stepped_aside(void)
+{
+    spill_look();
+    return spill_aside();
+}
+
 /* The model, from what the device itself says. */
 static struct amounts model(const struct spill_device *d, struct amounts device)
 {
@@ -31,7 +39,7 @@ static struct amounts model(const struct spill_device *d, struct amounts device)
             out.free = left;
     }
     uint64_t ceiling = 0, beyond = 0;
-    if (spill_config()->report == SPILL_REPORT_VIRTUAL && spill_settings()->spill) {
+    if (spill_config()->report == SPILL_REPORT_VIRTUAL && spill_settings()->spill && !stepped_aside()) {
         ceiling = spill_budget_ceiling();
         beyond = spill_amount_bytes(&spill_config()->report_limit, out.total, UINT64_MAX);
         beyond = beyond < ceiling ? beyond : ceiling;

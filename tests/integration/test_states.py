@@ -293,6 +293,24 @@ def test_comfyuis_offloader_is_given_way_to(script, library):
     assert "stepping aside: ComfyUI's own offloader (comfy-aimdo) is loaded; nothing is spilled or moved from now on" in answer["stderr"]
 
 
+def test_what_is_given_way_to_is_told_of_vram_alone(script, library):
+    """It plans by free memory before it allocates anything: RAM that it won't get must not be in there, by whatever it asks."""
+    text = """
+        ctx = Ctx()
+        def told():
+            free_bytes, total = mem_info()
+            nvml = nvml_memory()[0]
+            return [free_bytes, nvml.free], [total, total_mem(), nvml.total]
+        before = told()
+        ctypes.CDLL(sys.argv[1])
+        done(before=before, after=told())
+    """
+    answer = script(text, library("aimdo.so"), env={"SPILLSHIM_REPORT": "virtual"})
+    before, after = answer["before"], answer["after"]
+    assert min(before[0]) > 64 * MIB and len(set(before[1])) == 1 and before[1][0] > 64 * MIB
+    assert set(after[1]) == {64 * MIB} and len(set(after[0])) == 1 and after[0][0] <= 64 * MIB
+
+
 # --- dead ------------------------------------------------------------------------------------------------------------------
 
 STICKY = {
