@@ -23,6 +23,7 @@ _VERBS = {
     "env": "Print the environment of `run`, for eval in a shell.",
     "doctor": "Check this machine, or prove that a program's allocations reach the shim.",
     "advise": "Tell how fast a GGUF model would run here, and the best way to run it.",
+    "profiles": "List the application profiles, or tell which one a program gets.",
     "status": "Show what the shim does in running programs.",
     "demote": "Send a running program's memory from VRAM to RAM.",
     "promote": "Bring a running program's memory from RAM into VRAM.",

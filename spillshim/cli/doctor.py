@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from spillshim import checks, launch, observe, program
-from spillshim.cli.options import OptionalCommandAfterDashes, show, sim_option
+from spillshim import checks, launch, observe, profiles, program
+from spillshim.cli.options import OptionalCommandAfterDashes, profile_option, show, sim_option
 from spillshim.errors import EXIT_CHECK_FAILED
 
 _STYLES = {checks.OK: "green", checks.INFO: "cyan", checks.WARN: "yellow", checks.FAIL: "bold red"}
@@ -26,8 +26,9 @@ _VERDICTS = {
 @click.command("doctor", cls=OptionalCommandAfterDashes)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as the last line.")
 @sim_option
+@profile_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool, sim: dict[str, str] | None) -> None:
+def command(ctx: click.Context, as_json: bool, sim: dict[str, str] | None, profile: str | None) -> None:
     """Check driver, limits and library; each problem comes with its fix.
 
     With `-- PROGRAM [ARGS]` run the program instead and say, for each of its processes, by which path (linked, dlsym,
@@ -35,7 +36,7 @@ def command(ctx: click.Context, as_json: bool, sim: dict[str, str] | None) -> No
     allocation reached the shim.
     """
     argv: list[str] | None = ctx.meta["command"]
-    failed = _observe(argv, sim, as_json) if argv else _check_machine(sim, as_json)
+    failed = _observe(argv, sim, profile, as_json) if argv else _check_machine(sim, as_json)
     if failed:
         ctx.exit(EXIT_CHECK_FAILED)
 
@@ -77,7 +78,7 @@ def _print_findings(findings: list[checks.Finding]) -> None:
     show(table)
 
 
-def _observe(argv: list[str], sim: dict[str, str] | None, as_json: bool) -> bool:
+def _observe(argv: list[str], sim: dict[str, str] | None, profile: str | None, as_json: bool) -> bool:
     env = launch.inherited()
     found = program.read(argv[0], env.get("PATH"))
     if found.problems:
@@ -88,10 +89,17 @@ def _observe(argv: list[str], sim: dict[str, str] | None, as_json: bool) -> bool
         else:
             click.echo(f"The program was not run: {why}.\n-> {fixes}", err=True)
         return True
-    observation = observe.observe(argv, env, launch.Settings({"SPILLSHIM_QUIET": "1"}, sim))
+    wanted, chosen = launch.Settings({"SPILLSHIM_QUIET": "1"}, sim), profiles.choose(argv, found, env, profile)
+    added: dict[str, str] = {}
+    if chosen:
+        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, argv))
+    observation = observe.observe(argv, env, wanted)
     if as_json:
-        click.echo(json.dumps({"ran": True, **observation.as_dict()}))
+        named = {"profile": chosen.name if chosen else None, "profile_sets": added}
+        click.echo(json.dumps({"ran": True, **named, **observation.as_dict()}))
     else:
+        if chosen:
+            click.echo(f"\n{profiles.line(chosen, added)}", err=True)
         _print_observation(argv, observation)
     return not observation.caught
 

@@ -8,8 +8,8 @@ import shlex
 
 import click
 
-from spillshim import launch, native, simulation
-from spillshim.cli.options import settings, shim_options, show
+from spillshim import launch, native, profiles, simulation
+from spillshim.cli.options import profile_option, settings, shim_options, show
 from spillshim.errors import SpillshimError
 
 
@@ -67,6 +67,7 @@ def _escape(text: str) -> str:
 
 @click.command("env")
 @shim_options
+@profile_option
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON object (with --help-vars a list) instead of shell lines."
 )
@@ -77,19 +78,23 @@ def _escape(text: str) -> str:
 
 )
 @click.pass_context
-def command(ctx: click.Context, sim: dict[str, str] | None, as_json: bool, help_vars: bool) -> None:
+def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None, as_json: bool, help_vars: bool) -> None:
     """Print shell lines that put every program started afterwards under the shim.
 
     \b
     eval "$(spillshim env --vram-limit 90%)"
 
-    The programs started from that shell are one job: they share a VRAM limit.
+    The programs started from that shell are one job: they share a VRAM limit. Which programs they will be is not known here:
+    without --profile (or SPILLSHIM_PROFILE) no profile's settings are among the lines.
     """
     if help_vars:
         _print_variables(as_json)
         return
     before = launch.inherited()
-    after = launch.environment(before, settings(ctx, sim))
+    wanted, chosen = settings(ctx, sim), profiles.choose([], None, before, profile)
+    if chosen:
+        wanted, _ = launch.filled(wanted, before, chosen.variables)
+    after = launch.environment(before, wanted)
     changed = {
         name: value for name, value in sorted(after.items()) if before.get(name) != value or name == "LD_PRELOAD"
     }

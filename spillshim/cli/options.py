@@ -248,12 +248,13 @@ class CommandAfterDashes(click.Command):
     """A verb that is followed by `-- PROGRAM [ARGS]`, kept apart from its own options in ctx.meta["command"] (None: no --)."""
 
     program_required = True
+    options_anywhere = False  # True: after an argument of the verb's own, too
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, command = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, None)
         ctx.meta["command"] = command
         ctx.allow_extra_args = True
-        ctx.allow_interspersed_args = False
+        ctx.allow_interspersed_args = self.options_anywhere
         super().parse_args(ctx, own)
         if ctx.resilient_parsing:
             return []

@@ -7,7 +7,7 @@ recognise.py (which profile is a program's). Nothing here executes a program or 
 """
 
 from spillshim.profiles.load import Loaded, load_all, named
-from spillshim.profiles.model import Profile, Settings, line, schema
+from spillshim.profiles.model import Profile, as_text, line, schema
 from spillshim.profiles.recognise import Choice, choose, explain
 
-__all__ = ["Choice", "Loaded", "Profile", "Settings", "choose", "explain", "line", "load_all", "named", "schema"]
+__all__ = ["Choice", "Loaded", "Profile", "as_text", "choose", "explain", "line", "load_all", "named", "schema"]

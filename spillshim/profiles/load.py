@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from spillshim.errors import SpillshimError
-from spillshim.profiles.model import Match, Profile, Settings, Shim
+from spillshim.profiles.model import PLAIN, WHEN, Match, Profile, Settings, Shim, When
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,29 +50,29 @@ def folders() -> list[Path]:
 
 
 def _line_of(text: str, place: Sequence[str | int]) -> int | None:
-    """The line where the key at `place` stands, as far as that shows without a parser of its own: a header, then `key =`."""
-    header, counted, best = "", 0, None
-    tables = [part for part in place if isinstance(part, str)]
-    index = next((part for part in place if isinstance(part, int)), None)
+    """The line of the key at `place`, or of the innermost table around it that has one; the parser keeps no positions."""
+    table: tuple[str | int, ...] = ()
+    counted: dict[tuple[str, ...], int] = {}
+    found, depth = None, 0
     for number, line in enumerate(text.splitlines(), 1):
-        opened = re.match(r"\s*(\[\[?)\s*([\w.\"-]+)\s*\]", line)
+        opened = re.match(r"\s*(\[\[?)\s*([^\]]+?)\s*\]", line)
+        key = re.match(r"\s*([\w.\"' -]+?)\s*=", line)
         if opened:
-            header = opened[2].strip('"')
-            counted += opened[1] == "[[" and header == tables[0]
-            if header == tables[0] and (index is None or opened[1] == "[" or counted == index + 1):
-                best = best or number
+            names = _dotted(opened[2])
+            table = names
+            if opened[1] == "[[":
+                counted[names] = counted.get(names, -1) + 1
+                table = (*names, counted[names])
+        elif not key:
             continue
-        key = re.match(r"\s*\"?([\w-]+)\"?\s*[=.]", line)
-        if not key:
-            continue
-        if header == "" and len(tables) == 1 and key[1] == tables[0]:
-            return number
-        inside = header == tables[0] and (index is None or header != "match" or counted == index + 1)
-        if len(tables) > 1 and inside and key[1] == tables[1]:
-            return number
-        if header == "" and key[1] == tables[0]:
-            best = best or number
-    return best
+        here = table if opened or not key else (*table, *_dotted(key[1]))
+        if depth < len(here) and here == tuple(place[: len(here)]):
+            found, depth = number, len(here)
+    return found
+
+
+def _dotted(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in text.split("."))
 
 
 def _key_path(place: Sequence[str | int]) -> str:
@@ -82,7 +82,7 @@ def _key_path(place: Sequence[str | int]) -> str:
     return shown
 
 
-_KEYS = {(): Settings, ("match",): Match, ("shim",): Shim}
+_KEYS: dict[tuple[str, ...], type[BaseModel]] = {(): Settings, ("match",): Match, ("shim",): Shim}
 
 
 def _sentence(error: Mapping[str, Any], place: Sequence[str | int]) -> str:
@@ -90,29 +90,27 @@ def _sentence(error: Mapping[str, Any], place: Sequence[str | int]) -> str:
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         table = _KEYS.get(tuple(part for part in place[:-1] if isinstance(part, str)))
-        known = list(table.model_fields) if table else ["value", "given", "absent"]
+        known = list(table.model_fields) if table else list(When.model_fields)
         near = difflib.get_close_matches(str(place[-1]), known, n=1)
         return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known ones: {', '.join(known)}")
     if kind == "missing":
         return "is missing"
     said = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    said = said.replace("a valid dictionary", "a table").replace("a valid list", "a list").replace("a valid ", "a ")
+    said = said.replace("a valid dictionary", "a table").replace("a valid list", "a list").replace("a valid integer", "an integer").replace("a valid ", "a ")
     if kind == "value_error":
         return said
     return f"{said}, not {given!r}"
 
 
 def _problems(error: ValidationError, text: str) -> list[str]:
-    made: dict[str, str] = {}
+    made: dict[str, tuple[int, str]] = {}
     for one in error.errors():
-        # A union's members are named in the place, which no file has: keep what is a key or an index.
-        place = [part for part in one["loc"] if isinstance(part, int) or re.fullmatch(r"[\w-]+", part)]
-        place = [part for part in place if part not in ("str", "ReportIf", "TextIf")]
+        place = [part for part in one["loc"] if part not in (PLAIN, WHEN)]
         line = _line_of(text, place) if place else None
         path = _key_path(place)
         sentence = (f"{path}: " if path else "") + _sentence(one, place)
-        made.setdefault(path, (f"line {line}: " if line else "") + sentence)
-    return list(made.values())
+        made.setdefault(path, (line or 0, (f"line {line}: " if line else "") + sentence))
+    return [said for _, said in sorted(made.values())]
 
 
 def read(path: Path) -> Settings:

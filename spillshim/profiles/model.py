@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from spillshim import sizes
 
@@ -35,51 +36,58 @@ def _name(text: str) -> str:
     return text
 
 
+def _condition(text: str) -> str:
+    if not re.fullmatch(r"--?[A-Za-z0-9][\w.-]*|[A-Za-z_]\w*(=.*)?", text, re.ASCII | re.DOTALL):
+        raise ValueError(f"{text!r} is no argument (-x, --name) and no variable (NAME, NAME=VALUE)")
+    return text
+
+
+T = TypeVar("T")
+PLAIN, WHEN = "plain", "when"  # which form a value has, in the places that pydantic tells
 Size = Annotated[str, AfterValidator(_size)]
 PlainSize = Annotated[str, AfterValidator(_plain_size)]
 Name = Annotated[str, AfterValidator(_name)]
+Condition = Annotated[str, AfterValidator(_condition)]
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Conditional(_Table):
-    """A value that depends on what the user has given: arguments (they begin with '-') and environment variables."""
+class When(_Table, Generic[T]):
+    """A value that depends on what the user has given."""
 
-    given: list[str] = Field([], description="apply only if one of these arguments or variables is there")
-    absent: list[str] = Field([], description="apply only if none of these arguments or variables is there")
+    value: T = Field(description="the value, as it would stand without a condition")
+    given: list[Condition] = Field([], description="apply only if one of these is there: an argument of the program (begins "
+        "with '-'), an environment variable, or VARIABLE=VALUE with * and ?")
+    absent: list[Condition] = Field([], description="apply only if none of these is there")
 
     @model_validator(mode="after")
-    def _conditions(self) -> _Conditional:
+    def _conditions(self) -> When[T]:
         if not self.given and not self.absent:
-            raise ValueError("a table with 'value' needs 'given' or 'absent'; without a condition write the value alone")
+            raise ValueError("a table needs 'given' or 'absent'; without a condition write the value alone")
         return self
 
     def holds(self, argv: Sequence[str], env: Mapping[str, str]) -> bool:
-        """Whether the value applies to a program called so."""
-        return (not self.given or any(_is_given(name, argv, env) for name in self.given)) and not any(
-            _is_given(name, argv, env) for name in self.absent
+        """Whether the value applies to a program called with `argv` in `env`."""
+        return (not self.given or any(_there(one, argv, env) for one in self.given)) and not any(
+            _there(one, argv, env) for one in self.absent
         )
 
 
-def _is_given(name: str, argv: Sequence[str], env: Mapping[str, str]) -> bool:
-    if not name.startswith("-"):
-        return name in env
-    own = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
-    return any(word == name or word.startswith(name + "=") for word in own)
+def _there(condition: str, argv: Sequence[str], env: Mapping[str, str]) -> bool:
+    if condition.startswith("-"):
+        return any(word == condition or word.startswith(condition + "=") for word in argv[1:])
+    name, equals, pattern = condition.partition("=")
+    return name in env and (not equals or fnmatchcase(env[name], pattern))
 
 
-class ReportIf(_Conditional):
-    """`report` under a condition."""
-
-    value: Literal["vram", "virtual"] = Field(description="the value of `report`")
-
-
-class TextIf(_Conditional):
-    """A variable's value under a condition."""
-
-    value: str = Field(description="the variable's value")
+def _or_when(kind: Any) -> Any:
+    """`kind`, or a table with a condition and such a value. Told apart by being a table, so that an error is about the one meant."""
+    return Annotated[
+        Annotated[kind, Tag(PLAIN)] | Annotated[When[kind], Tag(WHEN)],
+        Discriminator(lambda value: WHEN if isinstance(value, (dict, When)) else PLAIN),
+    ]
 
 
 class Match(_Table):
@@ -108,27 +116,35 @@ class Match(_Table):
 class Shim(_Table):
     """Settings of the shim. Each is the variable SPILLSHIM_<KEY>, and is not applied where the user has set that."""
 
-    report: Literal["vram", "virtual"] | ReportIf | None = Field(
-        None, description="what free and total memory the program is told; not applied if the user has set it"
+    report: _or_when(Literal["vram", "virtual"]) | None = Field(  # type: ignore[valid-type]
+        None, description="what free and total memory the program is told: VRAM, or VRAM and RAM together"
     )
-    report_limit: Size | None = Field(
+    report_limit: _or_when(Size) | None = Field(  # type: ignore[valid-type]
         None,
-        description="with report = \"virtual\": the most that is told beyond VRAM; % of VRAM. "
+        description='with report = "virtual": the most that is told beyond VRAM; % of VRAM. '
         "Not applied if the user has set SPILLSHIM_REPORT",
     )
-    oom: Literal["never", "soft"] | None = Field(
+    oom: _or_when(Literal["never", "soft"]) | None = Field(  # type: ignore[valid-type]
         None, description="soft: answer out-of-memory once before spilling, so that the program gives back its cache"
     )
-    managed_min: PlainSize | None = Field(None, description="smaller allocations are left to the driver")
-    headroom: Size | None = Field(None, description="VRAM kept free for the driver; % of VRAM")
-    holdback: Size | None = Field(None, description="VRAM kept back for late allocations; % of VRAM")
-    moves: Literal["auto", "order", "off"] | None = Field(None, description="whether placement is mended while it runs")
-    disable: bool | None = Field(
+    managed_min: _or_when(PlainSize) | None = Field(  # type: ignore[valid-type]
+        None, description="smaller allocations are left to the driver"
+    )
+    headroom: _or_when(Size) | None = Field(  # type: ignore[valid-type]
+        None, description="VRAM kept free for the driver; % of VRAM"
+    )
+    holdback: _or_when(Size) | None = Field(  # type: ignore[valid-type]
+        None, description="VRAM kept back for late allocations; % of VRAM"
+    )
+    moves: _or_when(Literal["auto", "order", "off"]) | None = Field(  # type: ignore[valid-type]
+        None, description="whether placement is mended while the program runs"
+    )
+    disable: _or_when(bool) | None = Field(  # type: ignore[valid-type]
         None, description="true: step aside, the shim does nothing in the program and in what it starts"
     )
     aside: list[Name] | None = Field(
         None,
-        description="file names of libraries (as far as the first '.' or '-') that manage memory themselves: once one is "
+        description="file names of libraries (as far as a '.' or '-') that manage memory themselves: once one is "
         "loaded the shim steps aside in that process, nothing spills from then on",
     )
 
@@ -154,11 +170,11 @@ class Settings(_Table):
     match: list[Match] = Field(
         [], description="ways to recognise the program (not inherited); without any, only --profile NAME chooses it"
     )
-    shim: Shim = Field(Shim(), description="settings of the shim")
-    environment: dict[str, str | TextIf] = Field(
+    shim: Shim = Field(default_factory=lambda: Shim.model_validate({}), description="settings of the shim")
+    environment: dict[str, _or_when(str)] = Field(  # type: ignore[valid-type]
         {}, description="variables of the program itself; set only where the user has not"
     )
-    model: list[str] | None = Field(
+    model: list[Condition] | None = Field(
         None,
         description="arguments (and environment variables) that name the model file, so that what is remembered of a run is "
         "kept apart for each model",
@@ -177,13 +193,10 @@ class Settings(_Table):
 
 
 class Profile:
-    """A profile with all that it extends: what `choose()` gives. `origin` is its file."""
+    """A profile with all that it extends. `file` is its path."""
 
-    def __init__(self, name: str, origin: str, settings: Settings, base: Profile | None = None) -> None:
-        self.name, self.origin, self.settings, self.base = name, origin, settings, base
-        own = {key: getattr(settings.shim, key) for key in Shim.model_fields if getattr(settings.shim, key) is not None}
-        self.shim: dict[str, Any] = {**(base.shim if base else {}), **own}
-        self.environment: dict[str, str | TextIf] = {**(base.environment if base else {}), **settings.environment}
+    def __init__(self, name: str, file: str, settings: Settings, base: Profile | None = None) -> None:
+        self.name, self.file, self.settings, self.base = name, file, settings, base
         self.model: list[str] = settings.model if settings.model is not None else (base.model if base else [])
 
     def lineage(self) -> Iterator[Profile]:
@@ -193,20 +206,27 @@ class Profile:
             yield one
             one = one.base
 
+    def own_variables(self) -> dict[str, Any]:
+        """What this file itself sets: a variable's value, or a When."""
+        shim = {key: getattr(self.settings.shim, key) for key in Shim.model_fields}
+        made = {f"SPILLSHIM_{key.upper()}": value for key, value in shim.items() if value is not None}
+        return {**made, **self.settings.environment}
+
+    def settings_by_variable(self) -> dict[str, Any]:
+        """The same with what it extends, the shim's settings first."""
+        made: dict[str, Any] = {}
+        for one in reversed(list(self.lineage())):
+            made.update(one.own_variables())
+        return dict(sorted(made.items(), key=lambda item: not item[0].startswith("SPILLSHIM_")))
+
     def proposed(self, argv: Sequence[str] = (), env: Mapping[str, str] | None = None) -> dict[str, str]:
         """Every variable that holds for a program called with `argv` in `env`, whether or not the user has it already."""
-        env = env or {}
         made: dict[str, str] = {}
-        for key, value in [*self.shim.items(), *self.environment.items()]:
-            if isinstance(value, _Conditional):
-                if not value.holds(argv, env):
-                    continue
-                value = value.value  # type: ignore[attr-defined]
-            if isinstance(value, bool):
-                value = str(int(value))
-            elif isinstance(value, list):
-                value = ",".join(value)
-            made[f"SPILLSHIM_{key.upper()}" if key in Shim.model_fields else key] = value
+        for name, value in self.settings_by_variable().items():
+            if not isinstance(value, When):
+                made[name] = as_text(value)
+            elif value.holds(argv, env or {}):
+                made[name] = as_text(value.value)
         if made.get("SPILLSHIM_REPORT") != "virtual":
             made.pop("SPILLSHIM_REPORT_LIMIT", None)
         return made
@@ -233,6 +253,13 @@ class Profile:
         return found
 
 
+def as_text(value: Any) -> str:
+    """A setting as the text of its variable."""
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
 def told(variables: Mapping[str, str]) -> str:
     """Variables in few words: `report virtual (+3%), oom soft, LLAMA_ARG_FIT_TARGET=512`."""
     limit = variables.get("SPILLSHIM_REPORT_LIMIT")
@@ -240,7 +267,7 @@ def told(variables: Mapping[str, str]) -> str:
     for name, value in variables.items():
         if name == "SPILLSHIM_REPORT_LIMIT" and "SPILLSHIM_REPORT" in variables:
             continue
-        if name == "SPILLSHIM_DISABLE":
+        if name == "SPILLSHIM_DISABLE" and value == "1":
             words.append("the shim steps aside")
             continue
         key = name.removeprefix("SPILLSHIM_").lower().replace("_", "-")

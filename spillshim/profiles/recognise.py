@@ -117,7 +117,7 @@ _WORDS = {
 def explain(argv: Sequence[str], found: program.Program) -> Choice | None:
     """The profile that recognises the program, and by what; None if none does. Raises SpillshimError for a bad file."""
     subject, best = _Subject(argv, found), None
-    for name, loaded in load.load_all().items():
+    for loaded in load.load_all().values():
         for rule in loaded.profile.settings.match:
             evidence = _fits(rule, subject)
             if evidence is None:

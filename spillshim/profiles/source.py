@@ -145,7 +145,9 @@ def imports(code: Code, folder: Path) -> set[str]:
         tree, package = waiting.pop(0)
         for name in sorted(set(_names(tree, package)) - found):
             found.add(name)
-            file = _module_file(name, folder)
-            if file:
-                look(file, name if file.name == "__init__.py" else name.rpartition(".")[0])
+            parts = name.split(".")
+            for module in [".".join(parts[: count + 1]) for count in range(len(parts))]:  # its packages run first
+                file = _module_file(module, folder)
+                if file:
+                    look(file, module if file.name == "__init__.py" else module.rpartition(".")[0])
     return found
