@@ -101,6 +101,17 @@ def wheel_member(client_cache: Path) -> Callable[[str, str], Path]:
     return fetch
 
 
+@pytest.fixture
+def profiled() -> Callable[..., dict[str, str]]:
+    """`profiled("llama.cpp", ["llama-server", "-c", "512"], env)` -> env with what that profile adds for a program called so."""
+    from spillshim import profiles
+
+    def add(name: str, argv: list[str], env: dict[str, str]) -> dict[str, str]:
+        return {**env, **profiles.named(name).profile.variables(env, argv)}
+
+    return add
+
+
 # --- llama.cpp ----------------------------------------------------------------------------------------------------
 
 MODELS = {"a": ["8", "1024", "2816", "16384"], "b": ["6", "1024", "2816", "16384"]}  # layers, width, inner width, context
