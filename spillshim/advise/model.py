@@ -26,7 +26,7 @@ _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\b")  # what -
 _INPUT = ("token_embd", "per_layer_token_embd", "position_embd", "token_types")
 # One full layer in so many, the last of each group, where the file gives a window and no pattern (llama.cpp's own defaults).
 _FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4}
-_MOST_LAYERS = 1 << 14
+_MOST_LAYERS = 1 << 10  # several times the deepest; every split of them is tried
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _caches(data: _Metadata, count: int, context: int, cache_type: str, notes: l
     """(bytes kept, bytes read by a token when the context is full) by layer."""
     block, block_size = type_size(cache_type)
     default_heads = data.by_layer("attention.head_count", count, 0)
-    heads = data.by_layer("attention.head_count_kv", count, -1) if data.find("attention.head_count_kv") is not None else default_heads
+    heads = default_heads if data.find("attention.head_count_kv") is None else data.by_layer("attention.head_count_kv", count)
     width = data.number("embedding_length", 0)
     each = width // default_heads[0] if default_heads and default_heads[0] else 0
     lengths = (data.number("attention.key_length", each), data.number("attention.value_length", each))
@@ -250,7 +250,8 @@ def build(header: Header, context: int | None = None, cache_type: str = "f16") -
     caches = _caches(data, count, context, cache_type, notes)
     layers = [Layer(always[index], experts[index], *caches[index]) for index in range(count)]
     if drafted:
-        layers[count - drafted :] = [Layer()] * min(drafted, count)
+        drafted = min(drafted, count)
+        layers[count - drafted :] = [Layer()] * drafted
         notes.append(f"The last {drafted} of its layers predict further tokens (nextn); they are left out: llama.cpp uses them for drafts only.")
     if trained and context > trained:
         notes.append(f"A context of {context} tokens is beyond the {trained} that the model was trained for.")

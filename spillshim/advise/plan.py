@@ -85,8 +85,8 @@ def place(model: Model, machine: Machine, layers: int, experts_on_cpu: int = 0) 
     None where KV cache and compute buffers alone are more than VRAM: spilling those costs over ten times more than weights.
     """
     first = max(len(model.layers) + 1 - layers, 0)
-    weights = read = cache = cache_read = cpu = 0
-    cpu_read = 0.0
+    weights = cache = cache_read = cpu = 0
+    read = cpu_read = 0.0
     for index, layer in enumerate(model.layers):
         experts_read = layer.experts * model.used
         if index < first:
@@ -218,13 +218,12 @@ def _assumptions(model: Model, machine: Machine) -> list[Way]:
     if not model.experts or overflow > model.experts:
         return []
     mixture, rates = model.mixture, machine.rates
-    fields = {"vram": machine.vram, "spilled": overflow, "ram": overflow + model.embedding, "real": False}
-    rows = [Way("uniform", "assumed: only experts are spilled", mixture.uniform(overflow, rates), **fields)]
-    rows += [
-        Way(f"hot-{miss:g}", f"assumed: hot experts in VRAM, miss {miss * 100:g} %", mixture.hot_placed(miss, rates), **fields)
-        for miss in MISSES
+    times = [("uniform", "only experts are spilled", mixture.uniform(overflow, rates))]
+    times += [(f"hot-{miss:g}", f"hot experts in VRAM, miss {miss * 100:g} %", mixture.hot_placed(miss, rates)) for miss in MISSES]
+    return [
+        Way(key, f"assumed: {title}", seconds, machine.vram, spilled=overflow, ram=overflow + model.embedding, real=False)
+        for key, title, seconds in times
     ]
-    return rows
 
 
 _SIMPLEST_FIRST = ("vram", "split", "experts", "spill", "both", "experts-both")

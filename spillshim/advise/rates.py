@@ -8,6 +8,7 @@ names the option; nothing is guessed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ def _from_result(result: Mapping[str, Any], file: str) -> dict[str, Told]:
     for experiment in result["experiments"]:
         for row in experiment["rows"]:
             value = row["value"]
-            if row["verdict"] != "unanswered" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if row["verdict"] != "unanswered" and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
                 values[row["row"]] = float(value)
     told: dict[str, Told] = {}
     for name, rows in _ROWS.items():
@@ -97,6 +98,8 @@ def _from_result(result: Mapping[str, Any], file: str) -> dict[str, Told]:
     if _OVERLAP in values:
         told["overlap"] = Told(min(1.0, max(0.0, values[_OVERLAP])), f"measured: {_OVERLAP} of {file}")
     device, machine = result["device"], result["machine"]
+    if int(device["vram"]) <= 0:
+        raise ValueError(f"{device['vram']} bytes of VRAM")
     told["vram"] = Told(int(device["vram"]) - _headroom(int(device["vram"])), f"{device['name']} of {file}, less headroom")
     if machine.get("ram"):
         told["ram"] = Told(int(machine["ram"]) - _reserve(int(machine["ram"])), f"all RAM of that machine, less 10 % ({file})")

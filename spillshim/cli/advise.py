@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _facts(loaded: model.Model) -> list[tuple[str, str]]:
     return [("model", f"{loaded.name}: {loaded.architecture}, {parts}"), ("context", cache), ("needs", f"{human(loaded.needs)} of VRAM, to have all of it there")]
 
 
-def _grid(rows: list[tuple[str, ...]]) -> Any:
+def _grid(rows: Sequence[tuple[str, ...]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 

@@ -336,7 +336,7 @@ def test_any_bytes_after_the_magic(scratch: Callable[[bytes], Path], data: bytes
     read_quietly(scratch(b"GGUF" + u32(3) + u64(1) + u64(2) + data))
 
 
-@settings(derandomize=True, max_examples=600, deadline=None)
+@settings(derandomize=True, max_examples=300, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 900), st.sampled_from([0, 1, 7, 0x7F, 0x80, 0xFF])), min_size=1, max_size=4))
 def test_any_damaged_bytes(scratch: Callable[[bytes], Path], pristine: bytes, changes: list[tuple[int, int]]) -> None:
     data = bytearray(pristine)

@@ -11,8 +11,11 @@ from typing import Any
 
 import gguf_models
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from spillshim.advise import header, model
+from spillshim.advise import header, model, plan
+from spillshim.advise.arithmetic import Rates
 from spillshim.advise.header import Header, Tensor
 from spillshim.advise.model import Model
 
@@ -158,6 +161,10 @@ def test_layers_that_only_draft_are_left_out() -> None:
     assert "nextn" in found.notes[0]
 
 
+def test_more_layers_that_draft_than_layers() -> None:
+    assert made("glm4moe", 3, nextn_predict_layers=9, **LLAMA_8B).layers == (model.Layer(),) * 3
+
+
 @pytest.mark.parametrize(("trained", "context", "expected"), [(131072, None, 8192), (4096, None, 4096), (None, None, 8192), (4096, 9000, 9000)])
 def test_the_context(trained: int | None, context: int | None, expected: int) -> None:
     keys = {"context_length": trained} if trained else {}
@@ -203,6 +210,41 @@ def test_experts_that_cannot_be(used: int) -> None:
 def test_a_vocabulary_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(header.BadModel, match="holds no tensors"):
         model.build(header.read(gguf_models.write(tmp_path / "v.gguf", gguf_models.metadata(1), [])))
+
+
+KEYS = sorted({*LLAMA_8B, *QWEN35_9B, "nextn_predict_layers", "expert_count", "expert_used_count", "expert_feed_forward_length", "attention__sliding_window",
+               "attention__sliding_window_pattern", "attention__recurrent_layers", "attention__shared_kv_layers", "attention__kv_lora_rank",
+               "attention__key_length_mla", "attention__key_length_swa"})  # fmt: skip
+LIKELY = st.one_of(st.integers(0, 5), st.sampled_from([256, 4096, 1 << 31]))
+ODD = st.one_of(st.integers(-2, 5), st.just(1 << 63), st.booleans(), st.floats(allow_nan=True))
+VALUES = st.one_of(
+    LIKELY, LIKELY, LIKELY, ODD, st.text(max_size=3), st.lists(LIKELY | ODD, max_size=4).map(tuple), st.builds(header.Skipped, st.integers(0, 9999))
+)  # fmt: skip
+
+
+def test_any_metadata() -> None:
+    """A model whose sizes are none below zero and whose advice can be given, or a BadModel that names the key."""
+    ends = {"built": 0, "refused": 0}
+
+    @settings(derandomize=True, max_examples=300, deadline=None)
+    @given(keys=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), layers=st.integers(1, 4), context=st.integers(1, 1 << 20))
+    def any_of_them(keys: dict[str, Any], layers: int, context: int) -> None:
+        tensors = [Tensor("blk.0.ffn_up_exps.weight", "F16", (8, 8, 4), 512), Tensor("output.weight", "F16", (8, 8), 128)]
+        try:
+            found = made("llama", layers, tensors, context, **{**LLAMA_8B, "expert_count": 4, "expert_used_count": 1, **keys})
+        except header.BadModel as error:
+            assert "metadata llama." in error.message
+            ends["refused"] += 1
+            return
+        ends["built"] += 1
+        assert min(found.output, found.compute, *(min(vars(layer).values()) for layer in found.layers)) >= 0
+        assert all(layer.cache_read <= layer.cache for layer in found.layers if layer.cache)
+        for vram in (1 << 10, 1 << 20, 1 << 60):
+            advice = plan.advise(found, plan.Machine(vram, 1 << 60, Rates(8e11, 2.5e10, 6e10, 3.8e9)))
+            assert (advice.best or advice.sentences) and all(way.seconds is None or way.seconds > 0 for way in advice.ways)
+
+    any_of_them()
+    assert min(ends.values()) > 50, ends
 
 
 @pytest.mark.parametrize("cache_type", model.CACHE_TYPES)

@@ -109,12 +109,18 @@ def test_the_card_is_not_asked_beside_a_file(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"schema": 2}, "with schema 1"), ({"model": True}, "a simulated device"), ({"experiments": None}, "damaged"), ({"device": {}}, "damaged: KeyError"),
-     ({"experiments": [{"rows": [{}]}]}, "damaged: KeyError"), ({"device": {"name": "x", "vram": "much"}}, "damaged: ValueError")],
+     ({"device": {"name": "x", "vram": -1}}, "-1 bytes of VRAM"), ({"experiments": [{"rows": [{}]}]}, "damaged: KeyError"), ({"device": {"name": "x", "vram": "much"}}, "damaged: ValueError")],
 )  # fmt: skip
 def test_results_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(rates.NotAResult, match=words) as caught:
         rates.measured(result(tmp_path, MEASURED, **change))
     assert "x-2026-11-21.json" in caught.value.message and caught.value.fix
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), None, True, "fast"])
+def test_rows_without_a_rate_count_for_nothing(tmp_path: Path, value: Any) -> None:
+    told = rates.measured(result(tmp_path, [row("bandwidth.hbm_q4", value), *MEASURED[:1], row("bandwidth.zero_copy_q4", value)]))
+    assert told["hbm"].value == 900 * GB and "link" not in told
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "[]", "3", "[" * 100000, '{"schema": 1}'])
