@@ -50,7 +50,7 @@ class NoRate(SpillshimError):
 
 @dataclass(frozen=True)
 class Told:
-    """A size in bytes, a rate in bytes/s or a share, and its source in words."""
+    """A size in whole bytes, a rate in bytes/s or a share, and its source in words."""
 
     value: float
     source: str
@@ -188,15 +188,18 @@ def collect(options: Mapping[str, float], file: Path | None) -> Known:
     told.update({name: Told(value, f"--{name}") for name, value in options.items()})
     if "ram" not in told:
         told["ram"] = available_ram()
-    if "ddr" not in told:
+    missing = [name for name in _NEEDS if name not in told and name != "ddr"]
+    why = f"{file} has no answered row for it" if file else "There is no NVIDIA card here that tells it"
+    if not missing and "ddr" not in told:
         quick = quick_ddr()
         if quick:
             told["ddr"] = quick
-    missing = [name for name in _NEEDS if name not in told]
+        else:
+            missing, why = ["ddr"], "It could not be measured here: numpy is not installed, or too little RAM is available"
     if missing:
         raise NoRate(
-            f"not known: {', '.join(missing)}. " + (f"{file} has no answered row for it" if file else "There is no NVIDIA card here that tells it"),
-            "Give " + ", ".join(_NEEDS[name] for name in missing) + (", or --measured with a result of scripts/gpu-check." if not file else "."),
+            f"not known: {', '.join(missing)}. {why}",
+            "Give " + ", ".join(_NEEDS[name] for name in missing) + (", or --measured with a result of scripts/gpu-check." if not file and missing != ["ddr"] else "."),
         )
     if "uvm" not in told:
         told["uvm"] = _uvm(told["link"].value)

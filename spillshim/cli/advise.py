@@ -81,7 +81,7 @@ def command(
 
 def _options(given: dict[str, Any]) -> dict[str, float]:
     """What was given, in bytes and bytes/s."""
-    return {name: float(value.size if name in ("vram", "ram") else value) for name, value in given.items() if value is not None}
+    return {name: value.size if name in ("vram", "ram") else value for name, value in given.items() if value is not None}
 
 
 def _as_dict(loaded: model.Model, known: rates.Known, advice: plan.Advice) -> dict[str, Any]:
