@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache|peers|share MIB`. Called by test_torch.py.
+"""Work for PyTorch's CUDA build: `torch_work.py optimizer|stress|graph|cache|hoard|peers|share MIB`. Called by test_torch.py.
 
 Kernels do nothing on the simulated GPU, so data moves by copies alone, and every comparison is of what was copied there and
-back. Prints one JSON object: bytes compared, and free memory before the work and after it. Exit code 3: PyTorch's
+back. Prints one JSON object: bytes compared, free memory before the work and after it, and what PyTorch's allocator counted
+(`allocator`: retries, and bytes that it held and that tensors held, at moments which the work names). Exit code 3: PyTorch's
 OutOfMemoryError, and no other error.
 """
 
@@ -127,12 +128,29 @@ def graph(mib: int) -> int:
     return compared
 
 
-def cache(mib: int) -> int:
-    """Half of the space is freed into PyTorch's cache in pieces that the next, larger tensors cannot use."""
+noted: dict[str, list[int]] = {}
+
+
+def note(moment: str) -> None:
+    """What the allocator has counted: [retries after an out-of-memory, bytes reserved, bytes allocated]."""
+    counts = torch.cuda.memory_stats()
+    noted[moment] = [counts["num_alloc_retries"], counts["reserved_bytes.all.current"], counts["allocated_bytes.all.current"]]
+
+
+def cache(mib: int, live: int | None = None) -> int:
+    """Half of the space is freed into PyTorch's cache in pieces that the next, larger tensors (`live` MiB) cannot use."""
     pieces = [noise(24 * MIB // 4, seed).cuda() for seed in range(mib // 2 // 24)]
+    note("pieces")
     del pieces
-    larger = [(part.cuda(), part) for part in (noise(40 * MIB // 4, seed) for seed in range(mib // 2 // 40))]
+    note("freed")
+    larger = [(part.cuda(), part) for part in (noise(40 * MIB // 4, seed) for seed in range((live or mib // 2) // 40))]
+    note("larger")
     return same(larger)
+
+
+def hoard(mib: int) -> int:
+    """The same where the larger tensors alone are more than the card holds."""
+    return cache(mib, mib)
 
 
 def peers(mib: int) -> int:
@@ -188,7 +206,8 @@ def free() -> int:
 
 
 def main() -> None:
-    work = {"optimizer": optimizer, "stress": stress, "graph": graph, "cache": cache, "peers": peers, "share": share}[sys.argv[1]]
+    works = [optimizer, stress, graph, cache, hoard, peers, share]
+    work = {one.__name__: one for one in works}[sys.argv[1]]
     torch.manual_seed(SEED)
     try:
         warm_up(work)
@@ -197,7 +216,7 @@ def main() -> None:
     except torch.cuda.OutOfMemoryError as error:
         print(error, file=sys.stderr)
         sys.exit(3)
-    print(json.dumps({"compared": compared, "free": [before, free()]}))
+    print(json.dumps({"compared": compared, "free": [before, free()], "allocator": noted}))
 
 
 if __name__ == "__main__":  # not in the other process of share()
