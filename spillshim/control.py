@@ -27,6 +27,7 @@ ALL = 2**64 - 1  # bytes of an order: whatever there is
 STATES = ("open", "frozen", "dead")
 _ANSWER = 5.0  # seconds for an answer that takes no work
 _SUFFIX = ".sock"
+_OTHERS = (("/run/spillshim", "*/state"), ("/run/user", "*/spillshim"), ("/dev/shm", "spillshim-*"))
 
 
 class NoAnswer(SpillshimError):
@@ -127,21 +128,45 @@ def _environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, equals, value in pairs if equals}
 
 
+def _folders_of_others() -> list[Path]:
+    """Where other users' processes have their sockets: services (STATE in dropin.py), logins, and who is neither."""
+    return [path for base, form in _OTHERS for path in sorted(Path(base).glob(form))]
+
+
 def running() -> list[int]:
-    """Processes of this user that can be spoken to, in ascending order; with SPILLSHIM_STATE_DIR those that share it. What dead
-    ones left is taken away."""
-    pids: set[int] = set()
-    for folder in _folders(os.environ, os.getuid()):
-        with suppress(OSError):
-            for path in folder.glob(f"*{_SUFFIX}"):
-                if not path.name.removesuffix(_SUFFIX).isdecimal():
-                    continue
-                pid = int(path.name.removesuffix(_SUFFIX))
-                if os.path.exists(f"/proc/{pid}"):
-                    pids.add(pid)
-                elif not _listens(path):
-                    path.unlink(missing_ok=True)
+    """Processes of this user, for root of all users, that can be spoken to, in ascending order; with SPILLSHIM_STATE_DIR those
+    that share it. What dead ones of this user left is taken away."""
+    own = _folders(os.environ, os.getuid())
+    pids = {pid for folder in own for pid in _named_in(folder, tidy=True)}
+    if os.getuid() == 0 and not os.environ.get("SPILLSHIM_STATE_DIR"):
+        for folder in _folders_of_others():
+            with suppress(OSError):
+                # Of a name there only that user's own processes are believed, and nothing is removed: the folder is not ours.
+                owner = folder.lstat().st_uid
+                pids.update(pid for pid in _named_in(folder, tidy=False) if _owner_of(pid) == owner)
     return sorted(pids)
+
+
+def _owner_of(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def _named_in(folder: Path, tidy: bool) -> list[int]:
+    """Processes that are there and have a socket in `folder`; `tidy`: sockets of those that are not are removed."""
+    pids = []
+    with suppress(OSError):
+        for path in folder.glob(f"*{_SUFFIX}"):
+            if not path.name.removesuffix(_SUFFIX).isdecimal():
+                continue
+            pid = int(path.name.removesuffix(_SUFFIX))
+            if os.path.exists(f"/proc/{pid}"):
+                pids.append(pid)
+            elif tidy and not _listens(path):
+                path.unlink(missing_ok=True)
+    return pids
 
 
 def _listens(path: Path) -> bool:
@@ -215,10 +240,9 @@ class Process:
             self._segment = -1
 
     def _open(self) -> socket.socket:
-        try:
-            owner = os.stat(f"/proc/{self.pid}").st_uid
-        except OSError:
-            raise NoAnswer(f"there is no process {self.pid}", "`spillshim status` lists those that can be spoken to.") from None
+        owner = _owner_of(self.pid)
+        if owner is None:
+            raise NoAnswer(f"there is no process {self.pid}", "`spillshim status` lists those that can be spoken to.")
         if os.getuid() not in (owner, 0):
             raise NoAnswer(
                 f"process {self.pid} ({short(self.command)}) belongs to {_user(owner)}, and listens to that user and to root only",
@@ -365,7 +389,7 @@ def short(command: str) -> str:
 
 
 def processes() -> Iterator[Status | NoAnswer]:
-    """The status of each process of this user that has a socket; or why there is none."""
+    """The status of each process of running(); or why there is none."""
     for pid in running():
         try:
             with Process(pid) as process:

@@ -143,13 +143,18 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="spillshim-", dir="/tmp"))
 
 
+def unsafe_for_loader(path: Path) -> bool:
+    """True where ld.so would not understand the path in LD_PRELOAD or its configuration."""
+    return bool(_UNSAFE_FOR_LOADER & set(str(path)))
+
+
 def loader_safe(path: Path) -> Path:
     """`path` itself, or the same through a link without the characters at which ld.so would split it (spaces, colons, ...).
 
     The link stands for the folder, so that a file's neighbours (the probe beside the library) are found through it too;
     it is the same for the same target, and lies in a folder that only this user can write.
     """
-    if not _UNSAFE_FOR_LOADER & set(str(path)):
+    if not unsafe_for_loader(path):
         return path
     folder = _private_folder()
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

@@ -27,12 +27,15 @@ _VERBS = {
     "status": "Show what the shim does in running programs.",
     "demote": "Send a running program's memory from VRAM to RAM.",
     "promote": "Bring a running program's memory from RAM into VRAM.",
+    "install-system": "Make the bare name LD_PRELOAD=libspillshim.so work for every user.",
+    "unit": "Print a drop-in that puts a systemd service under the shim.",
+    "cdi": "Describe the shim to container engines (CDI).",
     "demo": "Show a program that survives the end of VRAM.",
 }
 
 
 class _Verbs(click.Group):
-    """Finds spillshim.cli.<verb>.command only when that verb is called."""
+    """Finds spillshim.cli.<verb>.command (with _ for -) only when that verb is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -40,7 +43,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        return importlib.import_module(f"spillshim.cli.{cmd_name}").command
+        return importlib.import_module(f"spillshim.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -196,7 +196,12 @@ def sim_option(function: F) -> F:
 
 
 def shim_options(function: F) -> F:
-    """Add every option that sets a SPILLSHIM_ variable, and --sim. The command gets them through settings(ctx)."""
+    """Add every option that sets a SPILLSHIM_ variable, and --sim."""
+    return setting_options(sim_option(function))
+
+
+def setting_options(function: F, but: tuple[str, ...] = ()) -> F:
+    """Add every option that sets a SPILLSHIM_ variable, `but` for those. The command gets them through settings(ctx)."""
 
     def remember(variable: str) -> Callable[[click.Context, click.Parameter, Any], None]:
         def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -208,8 +213,7 @@ def shim_options(function: F) -> F:
 
         return callback
 
-    function = sim_option(function)
-    for name, variable, arguments in reversed(_OPTIONS):
+    for name, variable, arguments in reversed([option for option in _OPTIONS if option[0] not in but]):
         function = click.option(name, callback=remember(variable), expose_value=False, default=None, **arguments)(
             function
         )

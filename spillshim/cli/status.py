@@ -147,7 +147,7 @@ def _all(as_json: bool) -> bool:
 @click.option("--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Again and again, until Ctrl-C or the end of PID.")
 @click.pass_context
 def command(ctx: click.Context, pid: int | None, as_json: bool, watch: float | None) -> None:
-    """List this user's programs under the shim that manage memory, or tell all about one of them.
+    """List this user's programs (root: all users') under the shim that manage memory, or tell all about one of them.
 
     Pauses are what the program waited while memory was moved; p50 and p99 are at most twice too large (they are counted in
     powers of two), the longest is exact. "gave up" counts attempts to move for which the GPU was not idle, or could not be asked.
