@@ -13,10 +13,11 @@ import pwd
 import stat
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spillshim import install, launch, native, program
+from spillshim import install, launch, native, profiles, program
 from spillshim.errors import SpillshimError
 from spillshim.units import Service, assignment
 
@@ -113,8 +114,9 @@ def library() -> Path:
     return own if os.environ.get("SPILLSHIM_LIBRARY") else install.system_library() or own
 
 
-def compose(name: str, service: Service | None, options: Mapping[str, str]) -> DropIn:
-    """The drop-in for the unit `name`; `service` is what its files say (None: not on this machine), `options` SPILLSHIM_* to set."""
+def compose(name: str, service: Service | None, options: Mapping[str, str], profile: str | None = None) -> DropIn:
+    """The drop-in for the unit `name`; `service` is what its files say (None: not on this machine), `options` SPILLSHIM_* to set,
+    `profile` the name of one (None: the program decides). Raises SpillshimError for a profile that cannot be used."""
     made = DropIn(library())
     service = service or _absent(name, made)
     user = user_of(service)
@@ -130,6 +132,11 @@ def compose(name: str, service: Service | None, options: Mapping[str, str]) -> D
         f'Environment="SPILLSHIM_STATE_DIR=%t/{STATE}/state"',
     )
     made.add("What was asked for.", *(assignment(*pair) for pair in options.items()))
+    known = {**_from_files(service), **env}
+    chosen = profiles.choose(service.argv or [service.name], found, known, profile)
+    if chosen:
+        _, added = launch.filled(launch.Settings(dict(options)), known, lambda given: chosen.variables(given, service.argv))
+        made.add(f"By {profiles.line(chosen, added)}", *(assignment(*pair) for pair in added.items()))
     made.add(
         "What spills is pinned memory. NVIDIA's driver is not known to count any of it against this limit; if it did, 8M (systemd's "
         "default) would be all that could spill.",
@@ -213,16 +220,23 @@ def _look_at_sandbox(made: DropIn, service: Service) -> None:
     under = made.library.is_relative_to
     if any(under(path.lstrip("-+")) for path in forbidden) and not any(path != "/" and under(path.lstrip("-+")) for path in allowed):
         made.add("The unit forbids to execute what it does not name.", f"ExecPaths={made.library.parent}")
-    for value in service.words("EnvironmentFile"):
-        path = Path(value.lstrip("-"))
-        try:
-            sets = any(line.strip().startswith("LD_PRELOAD=") for line in path.read_text(errors="replace").split("\n"))
-        except OSError:
-            continue
-        if sets:
-            made.problems.append((f"{path} (EnvironmentFile=) sets LD_PRELOAD, which wins over a drop-in", f"Put {made.library} into that line, or take the line out."))
+    if "LD_PRELOAD" in _from_files(service):
+        files = ", ".join(service.words("EnvironmentFile"))
+        made.problems.append((f"EnvironmentFile={files} sets LD_PRELOAD, which wins over a drop-in", f"Put {made.library} into that line, or take the line out."))
     if limit := service.last("MemoryMax"):
         made.warnings.append((f"{service.name} has MemoryMax={limit}, and what spills is held against it", "Raise it with MemoryMax= in the drop-in where more is to spill."))
+
+
+def _from_files(service: Service) -> dict[str, str]:
+    """What the unit's EnvironmentFile= lines set, as far as they can be read; such a file wins over Environment=."""
+    found: dict[str, str] = {}
+    for value in service.words("EnvironmentFile"):
+        with suppress(OSError):
+            for line in Path(value.lstrip("-")).read_text(errors="replace").split("\n"):
+                name, equals, rest = line.strip().partition("=")
+                if equals and name.isidentifier():
+                    found[name] = rest.strip("\"' ")
+    return found
 
 
 def render(made: DropIn, heading: Sequence[str]) -> str:

@@ -116,6 +116,11 @@ def demo_dir() -> Path:
     return _required(_packaged("demo", "decoder"), "the demo program").parent
 
 
+def page(name: str) -> Path:
+    """A page of documentation that is shipped with the package."""
+    return _packaged("pages", f"{name}.md")
+
+
 def abi() -> ModuleType | None:
     """The cffi module made from spillshim_abi.h, or None when this installation has none that loads."""
     try:

@@ -27,7 +27,7 @@ def _container_options(function: Callable[..., None]) -> Callable[..., None]:
     return setting_options(function, but=("--log-file", "--stats"))
 
 
-@command.command("generate")
+@command.command("generate", epilog=f"More: {native.page('services')}")
 @_container_options
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=f"Write it there (engines read {cdi.DEFAULT_FILE.parent}/*.json) instead of to stdout.")
 @click.option(

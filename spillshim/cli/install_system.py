@@ -14,7 +14,7 @@ from spillshim import install, native
 from spillshim.errors import SpillshimError
 
 
-@click.command("install-system")
+@click.command("install-system", epilog=f"More: {native.page('services')}")
 @click.option("--prefix", type=click.Path(path_type=Path), default=install.PREFIX, show_default=True, help="Install below PREFIX/lib/spillshim.")
 @click.option("--uninstall", is_flag=True, help="Remove exactly what was installed; refused where a file was changed since.")
 @click.option("--files-only", is_flag=True, help="Library and probe only, not the bare name: for units, CDI and systems without ldconfig.")

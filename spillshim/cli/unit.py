@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from spillshim import __version__, dropin, units
-from spillshim.cli.options import setting_options, settings
+from spillshim import __version__, dropin, native, units
+from spillshim.cli.options import profile_option, setting_options, settings
 from spillshim.errors import EXIT_CHECK_FAILED, SpillshimError
 
 
@@ -18,12 +18,13 @@ class Unfit(SpillshimError):
     exit_code = EXIT_CHECK_FAILED
 
 
-@click.command("unit")
+@click.command("unit", epilog=f"More: {native.page('services')}")
 @click.argument("service")
 @setting_options
+@profile_option
 @click.option("--force", is_flag=True, help="Print it even if the shim would not be loaded into the service.")
 @click.pass_context
-def command(ctx: click.Context, service: str, force: bool) -> None:
+def command(ctx: click.Context, service: str, profile: str | None, force: bool) -> None:
     """Print a drop-in for `systemctl edit SERVICE` that puts it under the shim.
 
     \b
@@ -35,7 +36,7 @@ def command(ctx: click.Context, service: str, force: bool) -> None:
     not load the library, as one in a home folder: `spillshim install-system` puts it where all can.
     """
     name = units.service_name(service)
-    made = dropin.compose(name, units.read(name), settings(ctx, None).variables)
+    made = dropin.compose(name, units.read(name), settings(ctx, None).variables, profile)
     if made.problems and not force:
         raise Unfit("; ".join(what for what, _ in made.problems), " ".join(dict.fromkeys(fix for _, fix in made.problems)) + " (--force prints it all the same.)")
     for what, fix in [*made.problems, *made.warnings]:

@@ -20,7 +20,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
-from spillshim import cdi, install, native
+from spillshim import install, native
 from spillshim.cli import main
 
 WORD = "[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?"

@@ -114,6 +114,34 @@ def test_a_sandbox_that_does_no_harm(call: Call, copy: Path, setting: str) -> No
     assert lines(call(UNIT + setting.format(folder=copy.parent.parent) + "\n"))[-1] == "LimitMEMLOCK=infinity"
 
 
+LLAMA = """[Service]
+User=nobody
+ExecStart={path} -m /srv/model.gguf -c 8192
+"""
+
+
+def test_the_profile_of_its_program(call: Call, place: Path) -> None:
+    program = place / "llama-server"
+    shutil.copy(TRUE, program)
+    text = LLAMA.format(path=program)
+    by_profile = [line for line in lines(call(text)) if "SPILLSHIM_REPORT=" in line or "LLAMA_ARG" in line]
+    assert by_profile == ['Environment="SPILLSHIM_REPORT=virtual"', 'Environment="LLAMA_ARG_FIT_TARGET=512"']
+    assert "profile llama.cpp" in call(text).stdout
+    # An option wins over the unit, the unit over the profile.
+    assert 'Environment="SPILLSHIM_REPORT=vram"' in lines(call(text, "--report", "vram"))
+    file = place / "default"
+    file.write_text("SPILLSHIM_REPORT=vram\n")
+    ours = lines(call(f"{text}Environment=LLAMA_ARG_FIT_TARGET=99\nEnvironmentFile={file}\n"))
+    assert not [line for line in ours if "SPILLSHIM_REPORT=" in line or "LLAMA_ARG" in line]
+    assert not [line for line in lines(call(text, "--profile", "none")) if "SPILLSHIM_REPORT=" in line]
+
+
+def test_a_profile_that_does_not_exist(call: Call) -> None:
+    result = call(UNIT, "--profile", "no-such")
+    assert result.exit_code == 125
+    assert "no-such" in result.output
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------------
 
 
