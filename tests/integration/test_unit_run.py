@@ -91,7 +91,15 @@ def out() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("user", ["User=nobody", "DynamicUser=yes", "User=nobody\nRuntimeDirectory=own\nRuntimeDirectoryMode=0770", ""], ids=["user", "dynamic", "own-folder", "root"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        pytest.param("User=nobody", id="user"),
+        pytest.param("DynamicUser=yes", id="dynamic"),
+        pytest.param("User=nobody\nRuntimeDirectory=own\nRuntimeDirectoryMode=0770", id="own-folder", marks=pytest.mark.slow),
+        pytest.param("", id="root", marks=pytest.mark.slow),
+    ],
+)
 def test_a_service_spills(c_program, sim_dir: Path, clean_env: dict[str, str], out: Path, user: str) -> None:
     systemd = next((path for path in map(Path, ("/lib/systemd/systemd", "/usr/lib/systemd/systemd")) if path.exists()), None)
     if systemd is None:
