@@ -10,7 +10,7 @@ import click
 
 from spillshim import launch, profiles, program
 from spillshim.cli.options import OptionalCommandAfterDashes, show
-from spillshim.profiles.model import When
+from spillshim.profiles.model import Profile, When, as_text
 
 
 def _condition(value: Any) -> str:
@@ -24,20 +24,20 @@ def _condition(value: Any) -> str:
     return " and ".join(said)
 
 
-def _rows(profile: profiles.Profile) -> list[tuple[str, str, str, str]]:
+def _rows(profile: Profile) -> list[tuple[str, str, str, str]]:
     """Variable, value, condition, and the profile that it comes from."""
     rows = []
     settings = profile.settings_by_variable()
     if settings.get("SPILLSHIM_REPORT") == "vram":
         settings.pop("SPILLSHIM_REPORT_LIMIT", None)  # inherited, and without effect
     for name, value in settings.items():
-        plain = profiles.as_text(value.value if isinstance(value, When) else value)
+        plain = as_text(value.value if isinstance(value, When) else value)
         origin = next(one.name for one in profile.lineage() if name in one.own_variables())
         rows.append((name, plain, _condition(value), origin))
     return rows
 
 
-def _sources(profile: profiles.Profile) -> list[str]:
+def _sources(profile: Profile) -> list[str]:
     return list(dict.fromkeys(line for one in profile.lineage() for line in one.settings.source))
 
 

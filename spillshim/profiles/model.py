@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a profile file may hold. The descriptions below are the documentation (`spillshim profiles --schema`).
 
-Called by load.py, which turns what pydantic says of a bad file into one error with the place. Rules: unknown keys and values
+Called by load.py; check.py turns what pydantic says of a bad file into one error with the places. Rules: unknown keys and values
 of another type are refused; sizes and choices are the command line's; a variable is proposed here and set by nobody here.
 """
 
@@ -258,30 +258,3 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     return ",".join(value) if isinstance(value, list) else str(value)
-
-
-def told(variables: Mapping[str, str]) -> str:
-    """Variables in few words: `report virtual (+3%), oom soft, LLAMA_ARG_FIT_TARGET=512`."""
-    limit = variables.get("SPILLSHIM_REPORT_LIMIT")
-    words = []
-    for name, value in variables.items():
-        if name == "SPILLSHIM_REPORT_LIMIT" and "SPILLSHIM_REPORT" in variables:
-            continue
-        if name == "SPILLSHIM_DISABLE" and value == "1":
-            words.append("the shim steps aside")
-            continue
-        key = name.removeprefix("SPILLSHIM_").lower().replace("_", "-")
-        words.append(f"{key} {value}" if name.startswith("SPILLSHIM_") else f"{name}={value}")
-        if name == "SPILLSHIM_REPORT" and limit:
-            words[-1] += f" (+{limit})"
-    return ", ".join(words)
-
-
-def line(profile: Profile, added: Mapping[str, str]) -> str:
-    """What `run` says of the profile that it took; `added` is what this one set."""
-    return f"profile {profile.name}: {told(added) or 'sets nothing that is not set already'}"
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of a profile file, with every key's description."""
-    return Settings.model_json_schema()

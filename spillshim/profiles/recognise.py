@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spillshim import program
 from spillshim.profiles import load, source
-from spillshim.profiles.model import Match, Profile
+
+if TYPE_CHECKING:
+    from spillshim.profiles.model import Profile
 
 VARIABLE = "SPILLSHIM_PROFILE"
 # Kinds of evidence, weakest first.
@@ -90,11 +93,11 @@ class _Subject:
         return any(name == wanted or name.startswith(wanted + ".") for name in self.imports)
 
 
-def _fits(rule: Match, subject: _Subject) -> tuple[str, str] | None:
+def _fits(rule: Mapping[str, Sequence[str]], subject: _Subject) -> tuple[str, str] | None:
     """The strongest evidence that a rule found, as (kind, entry), or None where one of its keys disagrees."""
     strongest: tuple[str, str] | None = None
     for kind in reversed(_EVIDENCE):
-        wanted: list[str] = getattr(rule, kind)
+        wanted = rule.get(kind)
         if not wanted:
             continue
         there = [one for one in wanted if subject.has(kind, one)]
@@ -117,16 +120,16 @@ _WORDS = {
 def explain(argv: Sequence[str], found: program.Program) -> Choice | None:
     """The profile that recognises the program, and by what; None if none does. Raises SpillshimError for a bad file."""
     subject, best = _Subject(argv, found), None
-    for loaded in load.load_all().values():
-        for rule in loaded.profile.settings.match:
+    for rules in load.all_rules():
+        for rule in rules.tables:
             evidence = _fits(rule, subject)
             if evidence is None:
                 continue
-            keys = sum(bool(getattr(rule, kind)) for kind in _EVIDENCE)
-            rank = (_EVIDENCE.index(evidence[0]), loaded.profile.settings.priority, loaded.level, keys)
+            keys = sum(bool(rule.get(kind)) for kind in _EVIDENCE)
+            rank = (_EVIDENCE.index(evidence[0]), rules.priority, rules.level, keys)
             if best is None or rank > best[0]:  # names come sorted, so among equals the first one stays
-                best = rank, Choice(loaded.profile, _WORDS[evidence[0]].format(evidence[1]))
-    return best[1] if best else None
+                best = rank, rules, evidence
+    return Choice(best[1].profile(), _WORDS[best[2][0]].format(best[2][1])) if best else None
 
 
 def choose(

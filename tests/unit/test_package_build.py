@@ -72,6 +72,7 @@ def test_the_sdist_holds_sources_and_no_products(sdist: Path) -> None:
         "csrc/shim/hooks.def",
         "spillshim/native.py",
         "spillshim/cli/run.py",
+        "spillshim/apps/llama.cpp.toml",
     ):
         assert wanted in names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc")) or name.startswith((".venv", "build/"))]
@@ -106,6 +107,7 @@ def test_the_wheel_holds_every_native_part(wheel: Path) -> None:
     ):
         assert wanted in names
     assert [name for name in names if re.fullmatch(r"spillshim/_abi\.abi3\.so", name)]
+    assert {f"spillshim/apps/{path.name}" for path in (REPOSITORY / "spillshim/apps").glob("*.toml")} <= names
     assert not [name for name in names if name.endswith((".c", "cuda.h"))]
 
 

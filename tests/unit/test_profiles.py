@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +208,7 @@ def test_without_a_folder_there_are_only_the_packages(monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def app(write) -> profiles.Profile:
+def app(write) -> model.Profile:
     write(
         "app",
         """
@@ -459,6 +461,18 @@ def test_stronger_evidence_wins_then_priority_then_the_users_then_the_name(write
     assert chosen(path)[0] == "e", "a script's name says more than what it imports"
     write("f", 'priority = -9\n[[match]]\nexecutable = ["work*"]')
     assert chosen(path)[0] == "f", "the program's name says most"
+
+
+def test_a_program_without_a_profile_does_not_wait_for_the_checker(tmp_path: Path) -> None:
+    code = (
+        "import sys; from spillshim import profiles, program\n"
+        "assert profiles.choose(['true'], program.read('true'), {}) is None\n"
+        "print('pydantic' in sys.modules)\n"
+        "print(profiles.choose([], None, {}, 'cupy').name, 'pydantic' in sys.modules)"
+    )
+    env = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert ran.stdout == "False\ncupy True\n", ran.stderr
 
 
 # --- the package's own ------------------------------------------------------------------------------------------------
