@@ -45,6 +45,9 @@ bool spill_worth_retrying(CUresult r, uint64_t bytes);
         spill_seen(retried_);                                                                  \
     })
 
+/* cuMemAlloc for `caller`, who came to our allocator and by no hook. hook_alloc.c */
+CUresult spill_alloc_for_allocator(const void *caller, CUdeviceptr *dptr, size_t bytesize);
+
 /* CUDA_SUCCESS if an allocation or free is legal for this thread now; else the driver's error. hook_alloc.c */
 CUresult spill_capture_verdict(void);
 

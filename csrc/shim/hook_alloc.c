@@ -40,11 +40,14 @@ static CUresult native(int device, size_t size, CUdeviceptr *out)
 /* `size` bytes: small ones from the driver while it has room, large ones as a region; each as the other's last resort. */
 static CUresult allocate(int device, size_t size, CUdeviceptr *out)
 {
-    bool managed = size >= spill_settings()->managed_min && spill_device(device)->vmm;
+    enum spill_hint hint = spill_hint_now();
+    uint64_t least = hint == SPILL_HINT_RAM && spill_settings()->managed_min > SPILL_GRANULE ? SPILL_GRANULE : spill_settings()->managed_min;
+    bool managed = size >= least && spill_device(device)->vmm;
     CUresult r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
-    /* Rather than give a small one a granule of RAM: it may be read at every step, and only the first of many comes here. */
-    if (!managed && spill_soft_heard(size) && spill_worth_retrying(r, size)) {
-        r = native(device, size, out);
+    /* Rather than give a small one a granule of RAM: it may be read at every step, and only the first of many comes here. What is to
+     * be kept in VRAM has no other resort. */
+    if ((!managed || hint == SPILL_HINT_VRAM) && spill_soft_heard(size) && spill_worth_retrying(r, size)) {
+        r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
         if (r == CUDA_SUCCESS)
             spill_soft_unheard();
     }
@@ -56,16 +59,26 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *out)
     return other == CUDA_ERROR_OUT_OF_MEMORY ? spill_answer_oom() : other;
 }
 
-SPILL_EXPORT CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
+static CUresult take(enum spill_path path, const void *caller, CUdeviceptr *dptr, size_t bytesize)
 {
     int device;
     SPILL_NEEDS(cuMemAlloc_v2);
     if (!spill_on() || !dptr || !bytesize || spill_current_device(&device) != CUDA_SUCCESS)
         return spill_driver()->cuMemAlloc_v2(dptr, bytesize);
-    spill_path_count(__builtin_return_address(0), "cuMemAlloc_v2");
+    spill_path_count_by(path, caller, "cuMemAlloc_v2");
     spill_stats_learn(device);
     CUresult r = spill_capture_verdict();
     return r != CUDA_SUCCESS ? r : allocate(device, bytesize, dptr);
+}
+
+SPILL_EXPORT CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize)
+{
+    return take(SPILL_PATH_UNKNOWN, __builtin_return_address(0), dptr, bytesize);
+}
+
+CUresult spill_alloc_for_allocator(const void *caller, CUdeviceptr *dptr, size_t bytesize)
+{
+    return take(SPILL_PATH_ALLOCATOR, caller, dptr, bytesize);
 }
 
 static CUresult native_pitch(int device, CUdeviceptr *out, size_t *pitch, size_t width, size_t height, unsigned element)

@@ -12,6 +12,7 @@
 #include "shim/config.h"
 #include "shim/freeze.h"
 #include "shim/log.h"
+#include "shim/resolve.h"
 #include "shim/worker.h"
 
 static struct spill_settings settings;
@@ -117,6 +118,7 @@ static void start(void)
         .chunk = chunk_size(&c->chunk, 32 << 20),
         .spill_chunk = chunk_size(&c->spill_chunk, 4 << 20),
         .job = job_id(c->job),
+        .blind = !spill_interposed(),
         .state_dir = c->state_dir,
         .proc_root = c->proc_root,
         .vram_limit = vram_limit,
@@ -130,6 +132,8 @@ static void start(void)
     };
     spill_config_complain();
     spill_engine_start(&settings);
+    if (settings.blind)
+        spill_freeze("the library is not preloaded, so that launches and copies of the program are not seen");
     if (c->moves == SPILL_MOVES_OFF)
         spill_freeze("SPILLSHIM_MOVES=off");
     pthread_atfork(NULL, NULL, in_child);

@@ -8,7 +8,7 @@
 
 #include "tiering/tiering.h"
 
-/* The hooks are the library's only visible symbols. */
+/* The hooks are visible symbols of the library, and the allocator (allocator.h); nothing else is. */
 #define SPILL_EXPORT __attribute__((visibility("default")))
 
 /* False when every call must pass through untouched: switched off, or the child of a process that used CUDA. The first

@@ -59,6 +59,20 @@ SPILL_EARLY struct link_map *spill_own_object(void)
     return object;
 }
 
+SPILL_EARLY bool spill_comes_before(const struct link_map *a, const struct link_map *b)
+{
+    for (const struct link_map *m = spill_elf_program(); m && m != b; m = m->l_next)
+        if (m == a)
+            return true;
+    return false;
+}
+
+bool spill_interposed(void)
+{
+    const struct link_map *own = spill_own_object(), *driver = spill_elf_find(libraries[SPILL_LIB_CUDA].name, own);
+    return spill_comes_before(own, spill_real_dl()->object) && (!driver || spill_comes_before(own, driver));
+}
+
 /* The library where it is loaded; NULL where it isn't. */
 static struct link_map *loaded(enum spill_lib lib)
 {

@@ -36,6 +36,13 @@ const struct spill_real_dl *spill_real_dl(void);
 /* The object that holds libspillshim's own code. */
 struct link_map *spill_own_object(void);
 
+/* Whether `a` comes before `b` in the base namespace's list, which is the order of the global scope. */
+bool spill_comes_before(const struct link_map *a, const struct link_map *b);
+
+/* Whether the program's calls meet our hooks: the library was loaded before what it stands in front of (LD_PRELOAD). One that a
+ * program has opened later is nobody's first choice. */
+bool spill_interposed(void);
+
 /* --- the hooks as data (resolve_table.c) --- */
 
 struct spill_hook {
@@ -56,9 +63,17 @@ const struct spill_hook *spill_hook_of_symbol(const char *symbol);
 
 /* --- the record of what was handed to whom (resolve_path.c) --- */
 
-enum spill_path { SPILL_PATH_UNKNOWN, SPILL_PATH_LINK, SPILL_PATH_DLSYM, SPILL_PATH_DLVSYM, SPILL_PATH_GETPROC, SPILL_PATH_COUNT };
+enum spill_path {
+    SPILL_PATH_UNKNOWN,
+    SPILL_PATH_LINK,
+    SPILL_PATH_DLSYM,
+    SPILL_PATH_DLVSYM,
+    SPILL_PATH_GETPROC,
+    SPILL_PATH_ALLOCATOR, /* it called our allocator (allocator.h): not handed out by anything */
+    SPILL_PATH_COUNT
+};
 
-/* "unknown", "link", "dlsym", "dlvsym", "cuGetProcAddress". */
+/* "unknown", "link", "dlsym", "dlvsym", "cuGetProcAddress", "allocator". */
 const char *spill_path_name(enum spill_path path);
 
 /* Note that the object holding `caller` was given `hook`. */
@@ -68,6 +83,8 @@ void spill_path_handed(const struct spill_hook *hook, enum spill_path path, cons
  * where that object was linked against the symbol; else by which the hook was last handed to anybody (ctypes looks up in one
  * object and calls from another); else "unknown". For allocations only: it costs about a microsecond. */
 void spill_path_count(const void *return_address, const char *symbol);
+/* The same where the caller itself knows the path. */
+void spill_path_count_by(enum spill_path path, const void *return_address, const char *symbol);
 
 struct spill_path_entry {
     const char *module, *path, *symbol;

@@ -78,15 +78,6 @@ SPILL_EARLY static struct spill_jump hand_out(const struct question *q, const st
     return answer(hook->function);
 }
 
-/* Whether `a` comes before `b` in the base namespace's list, which is the order of the global scope. */
-SPILL_EARLY static bool comes_before(const struct link_map *a, const struct link_map *b)
-{
-    for (const struct link_map *m = spill_elf_program(); m && m != b; m = m->l_next)
-        if (m == a)
-            return true;
-    return false;
-}
-
 /* dlsym, dlvsym or dlopen asked for by name: whoever would get libc's gets ours, else its later look-ups escape. */
 SPILL_EARLY static struct spill_jump linker_function(const struct question *q, const char *ours)
 {
@@ -100,7 +91,7 @@ SPILL_EARLY static struct spill_jump linker_function(const struct question *q, c
     /* Our definitions carry no version and so are skipped by dlvsym. */
     if (q->versioned)
         return look_up_in(q, spill_real_dl()->object) ? answer((void *)ours) : pass(q);
-    if (q->handle == RTLD_NEXT && !comes_before(spill_elf_containing(q->caller), spill_own_object()))
+    if (q->handle == RTLD_NEXT && !spill_comes_before(spill_elf_containing(q->caller), spill_own_object()))
         return answer((void *)ours);
     return pass(q);
 }
@@ -138,7 +129,7 @@ SPILL_EARLY static struct spill_jump next_after_caller(const struct question *q,
         return pass(q);
     if (q->versioned) /* our definitions carry no version and so are skipped */
         return is_library(spill_elf_containing(look_up(q, RTLD_NEXT)), hook->lib) ? hand_out(q, hook) : pass(q);
-    bool before = comes_before(caller, own);
+    bool before = spill_comes_before(caller, own);
     for (const struct link_map *m = caller->l_next; m && (!before || m != own); m = m->l_next)
         if (m != own && spill_elf_symbol(m, q->name))
             return !before && is_library(m, hook->lib) ? hand_out(q, hook) : pass(q);

@@ -43,7 +43,8 @@ static void unlock(void)
 
 const char *spill_path_name(enum spill_path path)
 {
-    static const char *const names[SPILL_PATH_COUNT] = { "unknown", "link", "dlsym", "dlvsym", "cuGetProcAddress" };
+    static const char *const names[SPILL_PATH_COUNT] = { "unknown", "link", "dlsym", "dlvsym", "cuGetProcAddress",
+                                                       "allocator" };
     return names[path];
 }
 
@@ -98,11 +99,9 @@ void spill_path_handed(const struct spill_hook *hook, enum spill_path path, cons
               m ? m->name : "?");
 }
 
-static enum spill_path path_of(const void *return_address, const struct spill_hook *hook, struct module **module)
+static enum spill_path path_of(const struct link_map *object, const struct spill_hook *hook, struct module *m)
 {
-    const struct link_map *object = spill_elf_containing(return_address);
     unsigned index = (unsigned)(hook - spill_hooks);
-    struct module *m = *module = module_named(object ? spill_elf_name(object) : "?");
     if (index >= HOOKS)
         return SPILL_PATH_UNKNOWN;
     enum spill_path path = m ? atomic_load_explicit(&m->got[index], memory_order_relaxed) : SPILL_PATH_UNKNOWN;
@@ -126,11 +125,18 @@ static struct count *search_count(const struct module *m, const struct spill_hoo
 
 void spill_path_count(const void *return_address, const char *symbol)
 {
+    spill_path_count_by(SPILL_PATH_UNKNOWN, return_address, symbol);
+}
+
+void spill_path_count_by(enum spill_path path, const void *return_address, const char *symbol)
+{
     const struct spill_hook *hook = spill_hook_of_symbol(symbol);
-    struct module *m;
     if (!hook)
         return;
-    enum spill_path path = path_of(return_address, hook, &m);
+    const struct link_map *object = spill_elf_containing(return_address);
+    struct module *m = module_named(object ? spill_elf_name(object) : "?");
+    if (path == SPILL_PATH_UNKNOWN)
+        path = path_of(object, hook, m);
     struct count *c = search_count(m, hook, path);
     if (!c) {
         lock();

@@ -118,8 +118,11 @@ static bool ask(uint64_t bytes)
     return false;
 }
 
+/* Whether a region may lie in both tiers. */
+static bool may_mix(void) { return !settings->blind || spill_mixed_copy(); }
+
 /* Back, map and open every chunk. `granted` bytes of RAM have been asked for; what is left of them is given back. */
-static CUresult build(struct spill_region *region, const struct spill_layout_step *steps, uint64_t granted)
+static CUresult build(struct spill_region *region, const struct spill_layout_step *steps, uint64_t granted, bool cold)
 {
     CUresult r = CUDA_SUCCESS;
     uint64_t since_check = 0;
@@ -139,7 +142,8 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
                 reclaimed = true;
                 r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             }
-            if (r == CUDA_ERROR_OUT_OF_MEMORY && settings->spill && spill_backend(region->device)->backend <= SPILL_BACKEND_HOST) {
+            if (r == CUDA_ERROR_OUT_OF_MEMORY && settings->spill && !region->keep &&
+                spill_backend(region->device)->backend <= SPILL_BACKEND_HOST && may_mix()) {
                 /* Somebody took the VRAM since it was counted: the rest of the region spills. */
                 vram_full = true;
                 chunk->tier = SPILL_RAM;
@@ -175,6 +179,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
         }
         if (chunk->tier == SPILL_RAM)
             region->ram_bytes += step->size;
+        chunk->cold = cold;
     }
     spill_budget_give(granted, 0);
     if (r == CUDA_SUCCESS)
@@ -185,7 +190,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
 }
 
 static CUresult build_in_arena(struct spill_region *region, const struct spill_place_in *in,
-                               const struct spill_place_out *out, const struct spill_layout_step *steps)
+                               const struct spill_place_out *out, const struct spill_layout_step *steps, bool cold)
 {
     if (out->ram && !ask(out->ram))
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -195,7 +200,7 @@ static CUresult build_in_arena(struct spill_region *region, const struct spill_p
         return r;
     }
     region->mapped = in->size;
-    return build(region, steps, out->ram);
+    return build(region, steps, out->ram, cold);
 }
 
 static CUresult build_fixed(struct spill_region *region, uint64_t bytes)
@@ -236,7 +241,7 @@ static void say_first_failure(CUresult r, size_t size)
     said = true;
 }
 
-static void count_new(const struct spill_region *region)
+static void count_new(const struct spill_region *region, enum spill_hint hint)
 {
     spill_unsettled();
     spill_count(&stats.managed_count, 1);
@@ -246,7 +251,8 @@ static void count_new(const struct spill_region *region)
         spill_count(&stats.spilled_count, 1);
         spill_count(&stats.spilled_total, (int64_t)region->ram_bytes);
         spill_count(&stats.spilled_bytes, (int64_t)region->ram_bytes);
-        say_first_spill(region);
+        if (hint != SPILL_HINT_RAM)
+            say_first_spill(region);
     }
     spill_account(region->device, 0, 0); /* the peaks */
     spill_region_tell(region);
@@ -254,7 +260,7 @@ static void count_new(const struct spill_region *region)
 
 /* Decide where `in->size` bytes go. CUDA_ERROR_OUT_OF_MEMORY where nothing can hold them, or (`soft`: once decided, it
  * holds for the retry of the same allocation) where the program shall give back its caches first. */
-static CUresult decide(const struct spill_device *d, int device, size_t size, const struct spill_place_in *in,
+static CUresult decide(const struct spill_device *d, int device, size_t size, const struct spill_place_in *in, enum spill_hint hint,
                        struct spill_place_out *out, bool *fixed, bool *soft)
 {
     bool fits = d->vmm && in->size <= in->vram_free;
@@ -262,34 +268,39 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
     plain.headroom = plain.holdback = 0;
     *fixed = false;
     spill_place(in, out);
+    spill_hint_place(hint, in, out);
     if (d->vmm && !out->ram)
         return CUDA_SUCCESS;
+    if (hint == SPILL_HINT_VRAM) /* what lacks may be displaced for it */
+        return d->vmm ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     enum spill_backend backend = settings->spill ? spill_backend(device)->backend : SPILL_BACKEND_NONE;
     bool chunked = d->vmm && backend <= SPILL_BACKEND_HOST;
-    if (!chunked && fits) {
+    if (!chunked && fits && hint != SPILL_HINT_RAM) {
         /* Without chunks in RAM the choice is all or nothing: all in VRAM is what the driver would have done. */
         spill_place(&plain, out);
         return CUDA_SUCCESS;
     }
     if (backend == SPILL_BACKEND_NONE)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *soft = *soft || spill_soft_oom(size);
+    *soft = *soft || (hint != SPILL_HINT_RAM && spill_soft_oom(size)); /* who asks for RAM is short of nothing */
     if (*soft)
         return CUDA_ERROR_OUT_OF_MEMORY;
     *fixed = !chunked;
+    if (!may_mix())
+        spill_hint_place(SPILL_HINT_RAM, in, out);
     return CUDA_SUCCESS;
 }
 
-/* `lacks` bytes of a new region of `size` would go to RAM: have much larger ones give theirs up instead. A GPU that was busy is asked
+/* `lacks` bytes of a new region would go to RAM: have those larger than `than` give theirs up instead. A GPU that was busy is asked
  * again ever more rarely: the answer costs the allocation up to DRAIN_MS. True if anything was gained. */
-static bool displace(int device, uint64_t lacks, uint64_t size)
+static bool displace(int device, uint64_t lacks, uint64_t than)
 {
     static unsigned skip, skipped;
     enum spill_reason why;
     if (!settings->moves || skipped < skip)
         return skipped++, false;
     skipped = 0;
-    uint64_t freed = spill_displace(device, lacks, 2 * size, spill_now_ns() + spill_ms(DRAIN_MS), spill_ms(DISPLACE_MS), &why);
+    uint64_t freed = spill_displace(device, lacks, than, spill_now_ns() + spill_ms(DRAIN_MS), spill_ms(DISPLACE_MS), &why);
     if (why == SPILL_REASON_BUSY && !freed)
         skip = skip ? skip < LONGEST_SKIP ? skip * 2 : skip : 1;
     else
@@ -297,7 +308,7 @@ static bool displace(int device, uint64_t lacks, uint64_t size)
     return freed;
 }
 
-static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *soft)
+static CUresult allocate(int device, size_t size, CUdeviceptr *result, enum spill_hint hint, bool *soft)
 {
     const struct spill_device *d = spill_device(device);
     struct spill_place_in in = { .size = (size + SPILL_GRANULE - 1) & ~(SPILL_GRANULE - 1), .vram_total = d->limit,
@@ -310,11 +321,16 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
     if (r == CUDA_SUCCESS)
         spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
     if (r == CUDA_SUCCESS)
-        r = decide(d, device, size, &in, &out, &fixed, soft);
-    if (r == CUDA_SUCCESS && !fixed && out.ram && displace(device, out.ram, in.size)) {
+        r = decide(d, device, size, &in, hint, &out, &fixed, soft);
+    /* Much larger regions pay for one that comes late, all others for one that the program wants in VRAM. */
+    uint64_t than = hint == SPILL_HINT_VRAM ? 0 : 2 * in.size;
+    if (r == CUDA_SUCCESS && !fixed && out.ram && hint != SPILL_HINT_RAM && displace(device, out.ram, than)) {
         r = spill_vram_free(device, &in.vram_free, &device_free);
         spill_place(&in, &out);
+        spill_hint_place(hint, &in, &out);
     }
+    if (r == CUDA_SUCCESS && hint == SPILL_HINT_VRAM && out.ram)
+        r = CUDA_ERROR_OUT_OF_MEMORY;
     if (r != CUDA_SUCCESS)
         return r;
 
@@ -332,20 +348,21 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
     }
     region->size = size;
     region->device = device;
+    region->keep = hint == SPILL_HINT_VRAM;
     spill_driver()->cuCtxGetCurrent(&region->ctx);
     spill_context_known(region->ctx);
     if (fixed) {
         r = build_fixed(region, in.size);
     } else if (out.ram || !spill_pool_take_run(region, in.size)) {
         spill_layout(&in, &out, steps, count);
-        r = build_in_arena(region, &in, &out, steps);
+        r = build_in_arena(region, &in, &out, steps, hint == SPILL_HINT_RAM);
         if (r == CUDA_ERROR_OUT_OF_MEMORY && out.ram && in.size <= in.vram_free) {
             /* RAM was refused, VRAM has room if headroom and holdback are given up. One chunk size, so fewer chunks. */
             in.headroom = in.holdback = 0;
             spill_place(&in, &out);
             region->chunk_count = (uint32_t)spill_layout(&in, &out, steps, count);
             region->ram_bytes = 0;
-            r = region->chunk_count <= count ? build_in_arena(region, &in, &out, steps) : CUDA_ERROR_OUT_OF_MEMORY;
+            r = region->chunk_count <= count ? build_in_arena(region, &in, &out, steps, false) : CUDA_ERROR_OUT_OF_MEMORY;
         }
     }
     free(steps);
@@ -359,7 +376,9 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, bool *sof
             say_first_failure(r, size);
         return r;
     }
-    count_new(region);
+    count_new(region, hint);
+    if (region->keep)
+        spill_region_pin(region, "the program keeps it in VRAM");
     *result = region->base;
     return CUDA_SUCCESS;
 }
@@ -368,6 +387,17 @@ void spill_managed(void)
 {
     if (settings->managed && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
         settings->managed();
+}
+
+/* A wish for RAM is dropped where there is none. A region that must lie in one tier and lost its VRAM to somebody else meanwhile
+ * is tried in RAM. */
+static CUresult allocate_as_wished(int device, size_t size, CUdeviceptr *out, bool *soft)
+{
+    enum spill_hint hint = spill_hint_now();
+    CUresult r = allocate(device, size, out, hint, soft);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && (hint == SPILL_HINT_RAM || (hint == SPILL_HINT_NONE && !may_mix())))
+        r = allocate(device, size, out, hint == SPILL_HINT_RAM ? SPILL_HINT_NONE : SPILL_HINT_RAM, soft);
+    return r;
 }
 
 CUresult spill_alloc(size_t size, CUdeviceptr *out)
@@ -386,9 +416,9 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
     CUstreamCaptureMode mode = spill_capture_enter();
     spill_limbo_sweep(0);
     bool soft = false;
-    r = allocate(device, size, out, &soft);
+    r = allocate_as_wished(device, size, out, &soft);
     if (r == CUDA_ERROR_OUT_OF_MEMORY && spill_limbo_sweep(PATIENCE_MS))
-        r = allocate(device, size, out, &soft);
+        r = allocate_as_wished(device, size, out, &soft);
     spill_capture_leave(mode);
     spill_unlock();
     if (r == CUDA_SUCCESS)

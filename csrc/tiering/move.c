@@ -61,7 +61,8 @@ static void cut(struct move *m, const struct spill_want *want)
         uint64_t bytes = stays ? want->stay : m->bytes - done < want->piece ? m->bytes - done : want->piece;
         m->fresh[m->count] = (struct spill_chunk){ .start = (uint32_t)((m->offset + done) >> SPILL_GRANULE_SHIFT),
                                                    .length = (uint32_t)(bytes >> SPILL_GRANULE_SHIFT),
-                                                   .tier = (uint8_t)(stays ? from : want->to) };
+                                                   .tier = (uint8_t)(stays ? from : want->to),
+                                                   .cold = want->cold && !stays };
         m->into_ram += m->fresh[m->count].tier == SPILL_RAM ? bytes : 0;
         done += bytes;
     }

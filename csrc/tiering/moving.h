@@ -98,6 +98,7 @@ struct spill_want {
     uint64_t offset, bytes;
     enum spill_tier to;
     uint64_t stay, piece;
+    bool cold; /* mark what goes to RAM so */
 };
 
 /* Moves in one safepoint. `next` names them, one after the other; regions of one context and device, spans that do not overlap. It is
@@ -122,7 +123,7 @@ void spill_move_tidy(void);
 /* VRAM of the region's device that promotions may fill: down to the headroom. Bytes. */
 uint64_t spill_promotion_room(const struct spill_region *region);
 
-/* `next` of a series: from slot to slot, in order of address. Zeroed but for the first three. */
+/* `next` of a series: from slot to slot, in order of address. What is cold stays in RAM. Zeroed but for the first three. */
 struct spill_sweep {
     enum spill_tier to;
     uint64_t left;                   /* bytes still wanted */
@@ -174,5 +175,8 @@ struct spill_order_result {
  * context. */
 struct spill_order_result spill_order_demote(uint64_t bytes, unsigned patience_ms);
 struct spill_order_result spill_order_promote(uint64_t bytes, unsigned patience_ms);
+/* The same for moves that `next` names by `plan`, which is set back where a series found the GPU busy. *moved: bytes. */
+enum spill_reason spill_order_carry_out(bool (*next)(void *plan, struct spill_want *want), struct spill_sweep *plan,
+                                        unsigned patience_ms, uint64_t *moved);
 
 #endif

@@ -19,38 +19,45 @@ static void add_rest(struct spill_region *region, void *arg)
     struct rest *r = arg;
     if (region->limbo)
         return;
-    uint64_t bytes = r->to == SPILL_VRAM ? region->ram_bytes : region->mapped - region->ram_bytes;
+    uint64_t bytes = r->to == SPILL_VRAM ? region->ram_bytes - spill_hint_cold(region) : region->mapped - region->ram_bytes;
     *(spill_movable(region) ? &r->movable : &r->stuck) += bytes;
+}
+
+enum spill_reason spill_order_carry_out(bool (*next)(void *plan, struct spill_want *want), struct spill_sweep *plan,
+                                        unsigned patience_ms, uint64_t *moved)
+{
+    unsigned backoff_ms = 1;
+    uint64_t give_up = spill_now_ns() + patience_ms * 1000000ull;
+    *moved = 0;
+    for (;;) {
+        const struct spill_sweep before = *plan;
+        plan->ctx = NULL;
+        struct spill_series series = { .next = next, .arg = plan, .pause_ns = spill_ms(PAUSE_MS), .bulk = true };
+        spill_lock();
+        series.deadline_ns = spill_now_ns() + spill_ms(DRAIN_MS);
+        enum spill_reason why = spill_move_series(&series);
+        spill_unlock();
+        *moved += series.moved;
+        if (series.moved) {
+            backoff_ms = 1;
+            give_up = spill_now_ns() + patience_ms * 1000000ull;
+        }
+        if (why == SPILL_REASON_NONE)
+            continue;
+        if ((why != SPILL_REASON_BUSY && why != SPILL_REASON_CAPTURE) || spill_now_ns() >= give_up)
+            return why;
+        *plan = before; /* nothing of it was moved */
+        const struct timespec nap = { 0, backoff_ms * 1000000l };
+        nanosleep(&nap, NULL);
+        backoff_ms = backoff_ms < LONGEST_BACKOFF_MS ? backoff_ms * 2 : backoff_ms;
+    }
 }
 
 static struct spill_order_result carry_out(enum spill_tier to, uint64_t bytes, unsigned patience_ms)
 {
     struct spill_order_result result = { 0, 0, SPILL_REASON_NONE };
     struct spill_sweep plan = { .to = to, .left = bytes };
-    unsigned backoff_ms = 1;
-    uint64_t give_up = spill_now_ns() + patience_ms * 1000000ull;
-    for (;;) {
-        struct spill_sweep before = plan;
-        plan.ctx = NULL;
-        struct spill_series series = { .next = spill_sweep_next, .arg = &plan, .pause_ns = spill_ms(PAUSE_MS), .bulk = true };
-        spill_lock();
-        series.deadline_ns = spill_now_ns() + spill_ms(DRAIN_MS);
-        result.reason = spill_move_series(&series);
-        spill_unlock();
-        result.moved += series.moved;
-        if (series.moved) {
-            backoff_ms = 1;
-            give_up = spill_now_ns() + patience_ms * 1000000ull;
-        }
-        if (result.reason == SPILL_REASON_NONE)
-            continue;
-        if ((result.reason != SPILL_REASON_BUSY && result.reason != SPILL_REASON_CAPTURE) || spill_now_ns() >= give_up)
-            break;
-        plan = before; /* nothing of it was moved */
-        const struct timespec nap = { 0, backoff_ms * 1000000l };
-        nanosleep(&nap, NULL);
-        backoff_ms = backoff_ms < LONGEST_BACKOFF_MS ? backoff_ms * 2 : backoff_ms;
-    }
+    result.reason = spill_order_carry_out(spill_sweep_next, &plan, patience_ms, &result.moved);
     struct rest rest = { .to = to };
     spill_settle_not();
     spill_lock();

@@ -49,7 +49,7 @@ static void consider(struct spill_region *region, void *arg)
         return;
     if (!s->largest || region->mapped > s->largest->mapped)
         s->largest = region;
-    if (!region->ram_bytes || !before(s->above, s->slot, region))
+    if (region->ram_bytes == spill_hint_cold(region) || !before(s->above, s->slot, region))
         return;
     if (!s->found || !before(s->found->mapped, s->found->index, region))
         s->found = region;
@@ -73,8 +73,9 @@ static enum spill_reason mend(struct spill_region *region, const struct spill_re
 {
     enum spill_reason why = SPILL_REASON_NONE;
     uint64_t room = spill_promotion_room(region);
-    while (region->mapped < largest->mapped && region->ram_bytes > room) {
-        uint64_t lacks = region->ram_bytes - room, now = spill_now_ns();
+    uint64_t cold = spill_hint_cold(region);
+    while (region->mapped < largest->mapped && region->ram_bytes - cold > room) {
+        uint64_t lacks = region->ram_bytes - cold - room, now = spill_now_ns();
         if (!spill_displace(region->device, lacks, region->mapped, now + spill_ms(DRAIN_MS), spill_ms(PAUSE_MS), &why))
             break;
         room = spill_promotion_room(region);

@@ -35,6 +35,11 @@ static uint64_t run_down(const struct spill_sweep *p, const struct spill_region 
     return bytes;
 }
 
+static bool takes(const struct spill_sweep *p, const struct spill_chunk *c)
+{
+    return c->tier != p->to && !c->cold; /* only what is in RAM is ever cold */
+}
+
 /* Whole chunks that there is room for, no more than was asked for; where that is less than one chunk, its end (`*stay`: its
  * beginning, which stays). */
 static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region, uint32_t first, uint64_t *stay)
@@ -44,7 +49,7 @@ static uint64_t run_up(struct spill_sweep *p, const struct spill_region *region,
     uint64_t room = p->room, wanted = p->left & ~(SPILL_GRANULE - 1), bytes = 0;
     uint64_t most = run_of(p, wanted), chunk = spill_chunk_bytes(&region->chunks[first]);
     most = room < most ? room : most;
-    for (uint32_t i = first; i < region->chunk_count && region->chunks[i].tier != p->to; i++) {
+    for (uint32_t i = first; i < region->chunk_count && takes(p, &region->chunks[i]); i++) {
         if (bytes + spill_chunk_bytes(&region->chunks[i]) > most)
             break;
         bytes += spill_chunk_bytes(&region->chunks[i]);
@@ -68,7 +73,7 @@ bool spill_sweep_next(void *arg, struct spill_want *want)
         if (!spill_movable(region) || (p->only && region != p->only) || p->offset >= region->mapped)
             continue;
         uint32_t first = spill_chunk_at(region, p->offset);
-        while (first < region->chunk_count && region->chunks[first].tier == p->to)
+        while (first < region->chunk_count && !takes(p, &region->chunks[first]))
             first++;
         if (first == region->chunk_count)
             continue;

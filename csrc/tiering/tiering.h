@@ -57,6 +57,7 @@ struct spill_settings {
     bool insist_on_holdback; /* keep it even from a region that would fit */
     bool keep;            /* freed memory is kept for reuse: somebody calls spill_pool_tick */
     bool exportable;      /* where RAM has no exportable handles, spill requests for them into others */
+    bool blind;           /* the program's calls don't pass us: its copies can't be cut where they cross tiers */
     uint64_t managed_min; /* bytes; smaller allocations stay native while the driver has room */
     uint64_t chunk, spill_chunk;
     uint64_t job;         /* processes of one job share the VRAM limit */
@@ -87,7 +88,8 @@ struct spill_chunk {
     uint32_t length;
     uint8_t tier;
     bool hole; /* not mapped: a move failed twice over it */
-    uint8_t spare[6];
+    bool cold; /* in RAM because the program said so: not brought back */
+    uint8_t spare[5];
 };
 
 static inline uint64_t spill_chunk_bytes(const struct spill_chunk *chunk)
@@ -110,6 +112,7 @@ struct spill_region {
     bool live; /* false: free slot */
     bool fixed;
     bool limbo;
+    bool keep; /* never in RAM: the program said so */
     bool sync_memops;
     bool poisoned; /* a part of it is a hole: moving.h */
     _Atomic(const char *) pinned; /* why it is never moved; NULL: it may be */
@@ -169,6 +172,24 @@ bool spill_soft_oom(size_t size);
 bool spill_soft_heard(size_t size);
 /* The allocation was granted in another way: the program has heard of no refusal. */
 void spill_soft_unheard(void);
+
+/* ---- hint.c: what a program that knows of us says about its memory ---- */
+
+enum spill_hint { SPILL_HINT_NONE, SPILL_HINT_RAM, SPILL_HINT_VRAM };
+
+/* Of this thread's allocations from now on: RAM as long as there is any, VRAM or out-of-memory, or as usual. One load. */
+enum spill_hint spill_hint_now(void);
+/* Returns what held before. */
+enum spill_hint spill_hint_set(enum spill_hint hint);
+/* Where a new region goes by such a hint; *out holds the usual placement. */
+void spill_hint_place(enum spill_hint hint, const struct spill_place_in *in, struct spill_place_out *out);
+/* Bytes of a region that are in RAM because the program said so. Under the engine lock. */
+uint64_t spill_hint_cold(const struct spill_region *region);
+/* The program won't need [p, p + bytes) of a region soon: what chunks lie in it whole go to RAM, as far as moves are possible
+ * (`patience_ms` as spill_order_demote), and stay there. Returns how many of the bytes lie in RAM now; 0 where `p` is in no region. */
+uint64_t spill_hint_demote(CUdeviceptr p, uint64_t bytes, unsigned patience_ms);
+/* The answer alone. */
+uint64_t spill_hint_in_ram(CUdeviceptr p, uint64_t bytes);
 
 /* ---- state.c: what may still be done to this process's memory ---- */
 

@@ -7,6 +7,7 @@ A preloaded library that needs anything a machine lacks stops every program on i
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,10 +68,15 @@ def test_the_library_has_no_search_path(libspillshim: Path) -> None:
     assert "DT_RPATH" not in tags
 
 
-def test_the_library_exports_its_hooks_and_nothing_else(libspillshim: Path) -> None:
-    hooks = hook_symbols()
-    assert len(hooks) > 100
-    assert exported(libspillshim) == hooks
+def allocator_symbols() -> set[str]:
+    header = (REPOSITORY / "csrc" / "shim" / "allocator.h").read_text()
+    return set(re.findall(r"^SPILL_API .*?(spill_\w+)\(", header, re.M))
+
+
+def test_the_library_exports_its_hooks_and_its_allocator_and_nothing_else(libspillshim: Path) -> None:
+    hooks, allocator = hook_symbols(), allocator_symbols()
+    assert len(hooks) > 100 and {"spill_torch_alloc", "spill_torch_free"} < allocator
+    assert exported(libspillshim) == hooks | allocator
 
 
 def test_dlsym_is_exported_without_a_version(libspillshim: Path) -> None:
