@@ -266,7 +266,6 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
     bool fits = d->vmm && in->size <= in->vram_free;
     struct spill_place_in plain = *in;
     plain.headroom = plain.holdback = 0;
-    *fixed = false;
     spill_place(in, out);
     spill_hint_place(hint, in, out);
     if (d->vmm && !out->ram)
@@ -316,7 +315,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, enum spil
                                  .spill_chunk = settings->spill_chunk, .granularity = SPILL_GRANULE };
     struct spill_place_out out;
     uint64_t device_free, count = 0;
-    bool fixed;
+    bool fixed = false;
     CUresult r = spill_vram_free(device, &in.vram_free, &device_free);
     if (r == CUDA_SUCCESS)
         spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
