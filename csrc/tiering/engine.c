@@ -118,6 +118,9 @@ static bool ask(uint64_t bytes)
     return false;
 }
 
+/* Whether chunks may be in RAM. */
+static bool may_chunk(int device) { return settings->spill && spill_backend(device)->backend <= SPILL_BACKEND_HOST; }
+
 /* Whether a region may lie in both tiers. */
 static bool may_mix(void) { return !settings->blind || spill_mixed_copy(); }
 
@@ -142,8 +145,7 @@ static CUresult build(struct spill_region *region, const struct spill_layout_ste
                 reclaimed = true;
                 r = spill_backing_take(region->device, SPILL_VRAM, step->size, &chunk->handle);
             }
-            if (r == CUDA_ERROR_OUT_OF_MEMORY && settings->spill && !region->keep &&
-                spill_backend(region->device)->backend <= SPILL_BACKEND_HOST && may_mix()) {
+            if (r == CUDA_ERROR_OUT_OF_MEMORY && !region->keep && may_chunk(region->device) && may_mix()) {
                 /* Somebody took the VRAM since it was counted: the rest of the region spills. */
                 vram_full = true;
                 chunk->tier = SPILL_RAM;
@@ -355,10 +357,18 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, enum spil
     } else if (out.ram || !spill_pool_take_run(region, in.size)) {
         spill_layout(&in, &out, steps, count);
         r = build_in_arena(region, &in, &out, steps, hint == SPILL_HINT_RAM);
+        bool again = false;
         if (r == CUDA_ERROR_OUT_OF_MEMORY && out.ram && in.size <= in.vram_free) {
             /* RAM was refused, VRAM has room if headroom and holdback are given up. One chunk size, so fewer chunks. */
             in.headroom = in.holdback = 0;
             spill_place(&in, &out);
+            again = true;
+        } else if (r == CUDA_ERROR_OUT_OF_MEMORY && !out.ram && !region->keep && !may_mix() && may_chunk(device)) {
+            /* Somebody took the VRAM since it was counted, and what it got of it can't be half of the region. */
+            spill_hint_place(SPILL_HINT_RAM, &in, &out);
+            again = true;
+        }
+        if (again) {
             region->chunk_count = (uint32_t)spill_layout(&in, &out, steps, count);
             region->ram_bytes = 0;
             r = region->chunk_count <= count ? build_in_arena(region, &in, &out, steps, false) : CUDA_ERROR_OUT_OF_MEMORY;
@@ -388,14 +398,13 @@ void spill_managed(void)
         settings->managed();
 }
 
-/* A wish for RAM is dropped where there is none. A region that must lie in one tier and lost its VRAM to somebody else meanwhile
- * is tried in RAM. */
+/* A wish for RAM is dropped where there is none. */
 static CUresult allocate_as_wished(int device, size_t size, CUdeviceptr *out, bool *soft)
 {
     enum spill_hint hint = spill_hint_now();
     CUresult r = allocate(device, size, out, hint, soft);
-    if (r == CUDA_ERROR_OUT_OF_MEMORY && (hint == SPILL_HINT_RAM || (hint == SPILL_HINT_NONE && !may_mix())))
-        r = allocate(device, size, out, hint == SPILL_HINT_RAM ? SPILL_HINT_NONE : SPILL_HINT_RAM, soft);
+    if (r == CUDA_ERROR_OUT_OF_MEMORY && hint == SPILL_HINT_RAM)
+        r = allocate(device, size, out, SPILL_HINT_NONE, soft);
     return r;
 }
 

@@ -27,7 +27,7 @@ from typing import Any
 from spillshim import allocators
 from spillshim.errors import SpillshimError
 
-__all__ = ["allocator", "cold", "in_ram", "keep", "pool", "prefer", "use"]
+__all__ = ["allocator", "cold", "empty_cache", "in_ram", "keep", "pool", "prefer", "use"]
 
 
 @functools.cache
@@ -53,13 +53,24 @@ def allocator() -> Any:
     return _torch().cuda.memory.CUDAPluggableAllocator(allocators.library_path(), "spill_torch_alloc", "spill_torch_free")
 
 
-@functools.cache
+_pools: dict[str, Any] = {}
+
+
 def pool(tier: str = "") -> Any:
     """The torch.cuda.MemPool on that allocator; "ram" and "vram" are the pools of prefer("ram") and keep("vram"), which alone give
-    their memory the hint. A pool lasts until the process ends; torch.cuda.empty_cache() releases what is unused in it."""
+    their memory the hint. empty_cache() releases what is unused in them."""
     if tier not in allocators.HINTS:
         raise ValueError(f"pool({tier!r}): expected one of {', '.join(map(repr, allocators.HINTS))}")
-    return _torch().cuda.MemPool(allocator().allocator())
+    if tier not in _pools:
+        _pools[tier] = _torch().cuda.MemPool(allocator().allocator())
+    return _pools[tier]
+
+
+def empty_cache() -> None:
+    """torch.cuda.empty_cache() for our pools too, which it passes over: they are dropped, and made anew when they are asked for.
+    Tensors in them stay what they are; their memory comes back when they are gone and this is called again."""
+    _pools.clear()
+    _torch().cuda.empty_cache()
 
 
 @contextmanager
