@@ -29,5 +29,4 @@ __attribute__((visibility("hidden"))) void *store_entry(const char *name)
 #define DRIVER(symbol, pfn) FORWARD(symbol)
 #include "shim/driver.def"
 /* What the program under test calls beside them. */
-FORWARD(cuInit)
 FORWARD(cuCtxSetCurrent)
