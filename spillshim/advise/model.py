@@ -200,13 +200,20 @@ def _padded(tokens: int) -> int:
 
 
 def _compute(data: _Metadata, vocabulary: int, context: int) -> int:
-    """Bytes of llama.cpp's compute buffers: an estimate. The largest of what is alive at once for a batch of 512 tokens (the
-    logits, or a feed-forward layer), in f32, and the mask of the attention in f16. Published logs of its say
-    258.5 MiB for Llama 3 8B and 398.4 MiB for gpt-oss: their logits and one activation.
+    """Bytes of llama.cpp's compute buffers: an estimate. The largest of three moments of a batch of 512 tokens, in f32: the
+    logits; the attention's mask, made in f32 and kept in f16; a feed-forward layer with that mask. The multiples of activations
+    are those at which it agrees with what llama.cpp b8833 says of small models (tests/clients/test_llama_advice.py) and with
+    published logs: 258.5 MiB for Llama 3 8B, 398.4 for gpt-oss, 808 for Qwen 3.5 9B with 262144 tokens.
     """
-    width = data.number("embedding_length", 0)
-    forward = max(data.number("feed_forward_length", 0), data.number("expert_used_count", 0) * data.number("expert_feed_forward_length", 0))
-    return 4 * _BATCH * max(vocabulary + width, 2 * forward + 2 * width) + 2 * _BATCH * _padded(context)
+    width, used = data.number("embedding_length", 0), data.number("expert_used_count", 0)
+    dense = data.number("feed_forward_length", 0)
+    inner = max(dense, data.number("expert_feed_forward_length", dense) * used)
+    window = data.number("attention.sliding_window", 0)
+    cells = _padded(context) + (min(_padded(context), _padded(window + _BATCH)) if window else 0)
+    logits = 4 * (vocabulary + width)
+    mask = 6 * cells + 4 * 4 * width
+    forward = 2 * cells + 4 * (3 * inner + (3 + used) * width)
+    return _BATCH * max(logits, mask, forward)
 
 
 def build(header: Header, context: int | None = None, cache_type: str = "f16") -> Model:

@@ -126,12 +126,13 @@ def test_layers_that_share_a_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "width", "mib"), [(128256, 4096, 258.5), (201088, 2880, 398.4), (32000, 4096, 70.5)]
+    ("vocabulary", "width", "context", "mib"),
+    [(128256, 4096, 512, 258.5), (201088, 2880, 768, 398.4), (32000, 4096, 512, 70.5), (248320, 4096, 262144, 808.0)],
 )
-def test_compute_buffers_as_llama_cpp_prints_them(vocabulary: int, width: int, mib: float) -> None:
-    # Published logs: Llama 3 8B, gpt-oss 120B, Llama 2 7B, each with a short context
+def test_compute_buffers_as_llama_cpp_prints_them(vocabulary: int, width: int, context: int, mib: float) -> None:
+    # Published logs: Llama 3 8B, gpt-oss 120B, Llama 2 7B, Qwen 3.5 9B
     tensors = [Tensor("token_embd.weight", "F16", (width, vocabulary), 1), Tensor("blk.0.x.weight", "F16", (8,), 16)]
-    found = made("llama", 1, tensors, context=256, embedding_length=width, attention__head_count=1)
+    found = made("llama", 1, tensors, context=context, embedding_length=width, attention__head_count=1)
     assert found.compute / MIB == pytest.approx(mib, rel=0.01)
 
 

@@ -133,6 +133,7 @@ def load(llama: Llama, path: str, context: str) -> tuple[int, int]:
     layers = option("N_GPU_LAYERS", "auto")
     model_wish.n_gpu_layers = {"auto": AUTO, "all": ALL}.get(layers) or int(layers)
     context_wish.n_ctx = int(context or 0)
+    context_wish.swa_full = False  # common_context_params_to_llama: a sliding window's cache holds the window
     context_wish.n_threads = context_wish.n_threads_batch = 1
     overrides = (Override * llama.max_overrides())()
     shares = (c_float * llama.max_devices())()
