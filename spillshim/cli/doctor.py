@@ -92,7 +92,7 @@ def _observe(argv: list[str], sim: dict[str, str] | None, profile: str | None, a
     wanted, chosen = launch.Settings({"SPILLSHIM_QUIET": "1"}, sim), profiles.choose(argv, found, env, profile)
     added: dict[str, str] = {}
     if chosen:
-        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, argv))
+        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, profiles.arguments(argv, found)))
     observation = observe.observe(argv, env, wanted)
     if as_json:
         named = {"profile": chosen.name if chosen else None, "profile_sets": added}

@@ -105,8 +105,9 @@ def _print_one(loaded: profiles.Loaded) -> None:
 
 def _print_choice(argv: list[str], as_json: bool) -> None:
     env = launch.inherited()
-    choice = profiles.explain(argv, program.read(argv[0], env.get("PATH")))
-    sets = choice.profile.variables(env, argv) if choice else {}
+    found = program.read(argv[0], env.get("PATH"))
+    choice = profiles.explain(argv, found)
+    sets = choice.profile.variables(env, profiles.arguments(argv, found)) if choice else {}
     if as_json:
         named = {"profile": choice.profile.name, "why": choice.why} if choice else {"profile": None, "why": None}
         click.echo(json.dumps({**named, "sets": sets}))

@@ -46,7 +46,7 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
         )
     chosen = profiles.choose(argv, found, env, profile)
     if chosen:
-        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, argv))
+        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, profiles.arguments(argv, found)))
         if not launch.quiet(wanted, env):
             click.echo(f"spillshim: {profiles.line(chosen, added)}", err=True)
     launch.execute(found, argv, launch.environment(env, wanted, found.sanitizers))

@@ -66,7 +66,8 @@ def _sentence(error: Mapping[str, Any], place: Sequence[str | int]) -> str:
     if kind == "missing":
         return "is missing"
     said = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    said = said.replace("a valid dictionary", "a table").replace("a valid list", "a list").replace("a valid integer", "an integer").replace("a valid ", "a ")
+    for theirs, ours in (("valid dictionary", "table"), ("a valid integer", "an integer"), ("a valid ", "a ")):
+        said = said.replace(theirs, ours)
     if kind == "value_error":
         return said
     return f"{said}, not {given!r}"

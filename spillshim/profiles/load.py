@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds and reads profile files: the package's, then /etc/spillshim/apps, then the user's own; a later one overrides by name.
 
-Called through spillshim.profiles. Rules: what checks a file (pydantic) is imported when a file is checked; a file that cannot be used is an error that names file, line and key, never skipped:
-a program that ran with other settings than its owner wrote down would be the worse surprise (`--profile none` reads no file).
+Called through spillshim.profiles. Rules: what checks a file (pydantic) is imported when a file is checked; a file that cannot
+be used is an error that names file, line and key, never skipped: a program that ran with other settings than its owner wrote
+down would be the worse surprise (`--profile none` reads no file).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def folders() -> list[Path]:
 
 
 def _parsed(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of one file, and what TOML makes of it. Raises SpillshimError that names the file, and the line where there is one."""
+    """The text of one file, and what TOML makes of it. Raises SpillshimError that names the file, and the line if it can."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)

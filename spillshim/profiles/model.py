@@ -83,7 +83,7 @@ def _there(condition: str, argv: Sequence[str], env: Mapping[str, str]) -> bool:
 
 
 def _or_when(kind: Any) -> Any:
-    """`kind`, or a table with a condition and such a value. Told apart by being a table, so that an error is about the one meant."""
+    """`kind`, or a table with a condition and such a value: told apart beforehand, so that an error is about the one meant."""
     return Annotated[
         Annotated[kind, Tag(PLAIN)] | Annotated[When[kind], Tag(WHEN)],
         Discriminator(lambda value: WHEN if isinstance(value, (dict, When)) else PLAIN),
@@ -220,7 +220,10 @@ class Profile:
         return dict(sorted(made.items(), key=lambda item: not item[0].startswith("SPILLSHIM_")))
 
     def proposed(self, argv: Sequence[str] = (), env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Every variable that holds for a program called with `argv` in `env`, whether or not the user has it already."""
+        """Every variable that holds for a program called with `argv` in `env`, whether or not the user has it already.
+
+        `argv` as profiles.arguments() gives it: an interpreter's own `-c` is no context.
+        """
         made: dict[str, str] = {}
         for name, value in self.settings_by_variable().items():
             if not isinstance(value, When):

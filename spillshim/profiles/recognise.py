@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spillshim import program
+from spillshim.errors import SpillshimError
 from spillshim.profiles import load, source
 
 if TYPE_CHECKING:
@@ -35,12 +36,38 @@ class Choice:
     why: str
 
 
+# Programs that start another one, given after their own options.
+_LAUNCHERS = {"chrt", "env", "ionice", "nice", "nohup", "numactl", "prlimit", "setsid", "stdbuf", "taskset", "time", "timeout"}
+
+
+def _launched(argv: Sequence[str], found: program.Program) -> tuple[Sequence[str], program.Program]:
+    """The command that a launcher starts: its first word that names a program, as far as that shows without the launcher's
+    own rules; `argv` itself where it is no launcher's."""
+    while os.path.basename(argv[0]) in _LAUNCHERS:
+        for at, word in enumerate(argv[1:], 1):
+            if word.startswith("-") or "=" in word:
+                continue
+            try:
+                argv, found = argv[at:], program.read(word)
+                break
+            except SpillshimError:
+                continue
+        else:
+            break
+    return argv, found
+
+
 class _Subject:
     """The program as rules see it."""
 
     def __init__(self, argv: Sequence[str], found: program.Program) -> None:
-        self.argv, self.found = argv, found
+        self.argv, self.found = _launched(argv, found)
         self.folder = Path.cwd()
+
+    @property
+    def arguments(self) -> Sequence[str]:
+        """The program's own arguments: those of the script or module where an interpreter runs one."""
+        return self.code.arguments if self.code else self.argv[1:]
 
     @cached_property
     def code(self) -> source.Code | None:
@@ -49,7 +76,7 @@ class _Subject:
         if source.is_python(chain[0].name):
             return source.of_command(self.argv[1:])
         if len(chain) > 1 and source.is_python(chain[-1].name):
-            return source.Code(script=self.found.path)
+            return source.Code(script=self.found.path, arguments=tuple(self.argv[1:]))
         return None
 
     @cached_property
@@ -130,6 +157,12 @@ def explain(argv: Sequence[str], found: program.Program) -> Choice | None:
             if best is None or rank > best[0]:  # names come sorted, so among equals the first one stays
                 best = rank, rules, evidence
     return Choice(best[1].profile(), _WORDS[best[2][0]].format(best[2][1])) if best else None
+
+
+def arguments(argv: Sequence[str], found: program.Program) -> list[str]:
+    """`argv` without what belongs to a launcher (`nice`) or an interpreter: the program's name and its own arguments."""
+    subject = _Subject(argv, found)
+    return [subject.argv[0], *subject.arguments]
 
 
 def choose(

@@ -22,11 +22,12 @@ _WITH_VALUE = "WXQ"  # interpreter options whose value may be the next word
 
 @dataclass(frozen=True)
 class Code:
-    """What an interpreter is told to run: one of a script, a module (`-m`) or a text (`-c`)."""
+    """What an interpreter is told to run: one of a script, a module (`-m`) or a text (`-c`); `arguments` are that code's own."""
 
     script: Path | None = None
     module: str | None = None
     text: str | None = None
+    arguments: tuple[str, ...] = ()
 
 
 def is_python(name: str) -> bool:
@@ -39,7 +40,7 @@ def of_command(arguments: Sequence[str]) -> Code | None:
     words = iter(arguments)
     for word in words:
         if not word.startswith("-") or word == "-":
-            return None if word == "-" else Code(script=Path(word))
+            return None if word == "-" else Code(script=Path(word), arguments=tuple(words))
         if word.startswith("--"):
             if word == "--check-hash-based-pycs":
                 next(words, None)
@@ -49,9 +50,9 @@ def of_command(arguments: Sequence[str]) -> Code | None:
                 continue
             value = word[index + 1 :] or next(words, None)
             if letter == "m":
-                return Code(module=value) if value else None
+                return Code(module=value, arguments=tuple(words)) if value else None
             if letter == "c":
-                return Code(text=value) if value else None
+                return Code(text=value, arguments=tuple(words)) if value else None
             break
     return None
 

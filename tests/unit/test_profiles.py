@@ -286,13 +286,13 @@ def test_the_model_is_found_among_the_arguments(write, argv, env, expected: str 
         ([], None),
         (["-"], None),
         (["-V"], None),
-        (["a.py", "-m", "x"], source.Code(script=Path("a.py"))),
+        (["a.py", "-m", "x"], source.Code(script=Path("a.py"), arguments=("-m", "x"))),
         (["-u", "-W", "ignore", "-Xdev", "a.py"], source.Code(script=Path("a.py"))),
         (["-X", "importtime", "--check-hash-based-pycs", "never", "a.py"], source.Code(script=Path("a.py"))),
-        (["-m", "vllm.entrypoints", "-c"], source.Code(module="vllm.entrypoints")),
+        (["-m", "vllm.entrypoints", "-c"], source.Code(module="vllm.entrypoints", arguments=("-c",))),
         (["-Im", "vllm"], source.Code(module="vllm")),
         (["-mvllm"], source.Code(module="vllm")),
-        (["-c", "import torch", "a.py"], source.Code(text="import torch")),
+        (["-c", "import torch", "a.py"], source.Code(text="import torch", arguments=("a.py",))),
         (["-m"], None),
     ],
 )
@@ -428,6 +428,45 @@ def test_programs_are_known_by_what_they_are_linked_with(write, place) -> None:
     found = program.read("cat")
     assert chosen("cat") == (("libc", "it is linked with libc.so*") if any("libc.so" in one for one in found.needed) else None)
     assert found.needed, "this machine's cat is dynamic"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "known"),
+    [
+        (["nice", "-n", "5"], True),
+        (["env", "-u", "X", "A=1", "nohup"], True),
+        (["timeout", "60"], True),
+        (["taskset", "-c", "0-3"], True),
+        (["env", "A=1"], True),
+        (["echo"], False),
+        (["sh", "-c"], False),
+    ],
+)
+def test_what_a_launcher_starts_is_known(write, place, launcher: list[str], known: bool) -> None:
+    write("app", '[[match]]\nexecutable = ["the-app"]')
+    argv = [*launcher, str(script(place / "the-app", "", "/bin/sh")), "-c", "1"]
+    found = program.read(argv[0])
+    assert (chosen(*argv) == ("app", "it is called the-app")) == known
+    assert profiles.arguments(argv, found)[1:] == (["-c", "1"] if known else argv[1:])
+
+
+def test_launchers_of_nothing_are_themselves(write, place) -> None:
+    write("app", '[[match]]\nexecutable = ["nice"]')
+    for argv in (["nice"], ["nice", "-n", "5", "no-such-program-anywhere"]):
+        assert chosen(*argv) == ("app", "it is called nice")
+
+
+def test_arguments_of_an_interpreter_are_not_the_programs(place) -> None:
+    path = script(place / "a.py", "")
+    found = program.read(sys.executable)
+    for argv, own in (
+        (["-c", "import x", "-m", "y"], ["-m", "y"]),
+        (["-u", "-m", "llama_cpp.server", "--model", "z"], ["--model", "z"]),
+        (["-X", "dev", str(path), "-c"], ["-c"]),
+        (["-V"], ["-V"]),
+    ):
+        assert profiles.arguments([sys.executable, *argv], found) == [sys.executable, *own]
+    assert profiles.arguments([str(path), "-c", "1"], program.read(str(path))) == [str(path), "-c", "1"]
 
 
 def test_a_link_is_known_by_its_own_name_and_by_its_targets(write, place) -> None:
