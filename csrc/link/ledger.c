@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "link/own.h"
+
 void spill_ledger_default_dir(char *out, size_t size)
 {
     snprintf(out, size, "/dev/shm/spillshim-%u", (unsigned)getuid());
@@ -40,17 +42,6 @@ static bool alive(int fd, const struct spill_ledger_file *file, int index)
     return fcntl(fd, F_OFD_GETLK, &range) < 0 || range.l_type != F_UNLCK;
 }
 
-/* A folder or file that another user could have planted or could change is not ours to trust. */
-static int check_owner(int fd, mode_t kind)
-{
-    struct stat st;
-    if (fstat(fd, &st) < 0)
-        return errno;
-    if ((st.st_mode & S_IFMT) != kind || st.st_uid != getuid() || (st.st_mode & 022))
-        return EPERM;
-    return 0;
-}
-
 static int open_file(const char *dir, bool create, int *out)
 {
     char fallback[64];
@@ -63,11 +54,11 @@ static int open_file(const char *dir, bool create, int *out)
     int dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (dirfd < 0)
         return errno;
-    int err = check_owner(dirfd, S_IFDIR);
+    int err = spill_own_check(dirfd, S_IFDIR);
     int fd = -1;
     if (!err) {
         fd = openat(dirfd, "ledger", (create ? O_RDWR | O_CREAT : O_RDONLY) | O_NOFOLLOW | O_CLOEXEC, 0600);
-        err = fd < 0 ? errno : check_owner(fd, S_IFREG);
+        err = fd < 0 ? errno : spill_own_check(fd, S_IFREG);
     }
     close(dirfd);
     if (err && fd >= 0)

@@ -12,6 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "link/own.h"
+
 enum { BACKLOG = 8 };
 
 struct spill_fd spill_fd_own(int fd)
@@ -40,16 +42,14 @@ void spill_fd_close(struct spill_fd *fd)
 /* The folder's descriptor, or -1 and errno. Another user must not be able to put something else under our names. */
 static int open_dir(const char *dir, bool create)
 {
-    struct stat st;
     if (create && mkdir(dir, 0700) < 0 && errno != EEXIST)
         return -1;
     int fd = open(dir, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    if (fstat(fd, &st) == 0 && st.st_uid == geteuid() && !(st.st_mode & 022))
+    int err = fd < 0 ? 0 : spill_own_check(fd, S_IFDIR);
+    if (!err)
         return fd;
     close(fd);
-    errno = EPERM;
+    errno = err;
     return -1;
 }
 

@@ -3,13 +3,13 @@
  * SPILLSHIM_OBSERVE. Called by process.c at exit, and by the allocation hooks while the driver can still be asked.
  * Rules: no driver call at exit; one write a line; numbers only, no judgement beyond the roofline's. */
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "shim/config.h"
+#include "shim/json.h"
 #include "shim/log.h"
 #include "shim/process.h"
 #include "shim/resolve.h"
@@ -84,64 +84,26 @@ static double ceiling(double share)
 
 /* ---- JSON ---- */
 
-struct text {
-    char *at, *end;
-};
-
-__attribute__((format(printf, 2, 3)))
-static void put(struct text *t, const char *fmt, ...)
-{
-    va_list args;
-    va_start(args, fmt);
-    int n = vsnprintf(t->at, (size_t)(t->end - t->at), fmt, args);
-    va_end(args);
-    t->at += n > 0 && n < t->end - t->at ? n : n > 0 ? t->end - t->at - 1 : 0;
-}
-
-/* Not by printf, whose decimal point is the program's locale's. 0 <= value < 1000. */
-static void put_fraction(struct text *t, double value)
-{
-    unsigned millionths = (unsigned)(value * 1e6 + 0.5);
-    put(t, "%u.%06u", millionths / 1000000, millionths % 1000000);
-}
-
-static void put_string(struct text *t, const char *s)
-{
-    if (!s) {
-        put(t, "null");
-        return;
-    }
-    put(t, "\"");
-    for (; *s; s++)
-        if (*s == '"' || *s == '\\')
-            put(t, "\\%c", *s);
-        else if ((unsigned char)*s < 0x20)
-            put(t, "\\u%04x", *s);
-        else
-            put(t, "%c", *s);
-    put(t, "\"");
-}
-
-static void put_paths(struct text *t)
+static void put_paths(struct spill_json *t)
 {
     struct spill_path_entry e;
-    put(t, "\"paths\": [");
+    spill_json(t, "\"paths\": [");
     /* Room for the end is kept: a process with very many modules loses the last of them, not the object. */
     for (unsigned i = 0; spill_path_each(i, &e) && t->end - t->at > 1024; i++) {
-        put(t, "%s{\"module\": ", i ? ", " : "");
-        put_string(t, e.module);
-        put(t, ", \"path\": \"%s\", \"symbol\": \"%s\", \"calls\": %llu}", e.path, e.symbol, (unsigned long long)e.calls);
+        spill_json(t, "%s{\"module\": ", i ? ", " : "");
+        spill_json_string(t, e.module);
+        spill_json(t, ", \"path\": \"%s\", \"symbol\": \"%s\", \"calls\": %llu}", e.path, e.symbol, (unsigned long long)e.calls);
     }
-    put(t, "]");
+    spill_json(t, "]");
 }
 
-static void put_pauses(struct text *t, const char *name, const struct spill_pauses *p)
+static void put_pauses(struct spill_json *t, const char *name, const struct spill_pauses *p)
 {
-    put(t, ", \"%s\": {\"count\": %llu, \"total_ns\": %llu, \"longest_ns\": %llu}", name, (unsigned long long)p->count,
-        (unsigned long long)p->total_ns, (unsigned long long)p->longest_ns);
+    spill_json(t, ", \"%s\": {\"count\": %llu, \"total_ns\": %llu, \"longest_ns\": %llu}", name, (unsigned long long)p->count,
+               (unsigned long long)p->total_ns, (unsigned long long)p->longest_ns);
 }
 
-static void put_moves(struct text *t)
+static void put_moves(struct spill_json *t)
 {
     const struct spill_move_stats *s = spill_move_stats();
     const struct { const char *name; uint64_t value; } counters[] = {
@@ -150,12 +112,12 @@ static void put_moves(struct text *t)
         { "promoted", s->promoted }, { "promoted_bytes", s->promoted_bytes }, { "demoted", s->demoted },
         { "demoted_bytes", s->demoted_bytes }, { "rolled_back", s->rolled_back }, { "poisoned", s->poisoned },
     };
-    put(t, ", \"moves\": {");
+    spill_json(t, ", \"moves\": {");
     for (size_t i = 0; i < sizeof counters / sizeof counters[0]; i++)
-        put(t, "%s\"%s\": %llu", i ? ", " : "", counters[i].name, (unsigned long long)counters[i].value);
+        spill_json(t, "%s\"%s\": %llu", i ? ", " : "", counters[i].name, (unsigned long long)counters[i].value);
     put_pauses(t, "steady", &s->pause[0]);
     put_pauses(t, "bulk", &s->pause[1]);
-    put(t, "}");
+    spill_json(t, "}");
 }
 
 static double share_of(const struct spill_stats *s)
@@ -163,43 +125,43 @@ static double share_of(const struct spill_stats *s)
     return s->share_all ? (double)s->share_ram / (double)s->share_all : 0;
 }
 
-static void put_object(struct text *t, const struct spill_stats *s, bool engine)
+static void put_object(struct spill_json *t, const struct spill_stats *s, bool engine)
 {
     char exe[1024];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     exe[n > 0 ? n : 0] = 0;
     const struct spill_device *d = engine && learned_device >= 0 ? spill_device(learned_device) : NULL;
     double share = share_of(s), top = share > 0 ? ceiling(share) : 1;
-    put(t, "{\"pid\": %d, \"exe\": ", (int)getpid());
-    put_string(t, exe);
-    put(t, ", \"job\": ");
-    put_string(t, spill_config()->job);
-    put(t, ", \"libcuda\": ");
-    put_string(t, spill_real_path(SPILL_LIB_CUDA));
-    put(t, ", \"backend\": \"%s\"", spill_backend_name(spill_backend_known()));
-    put(t, ", \"managed\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->managed_count,
-        (unsigned long long)s->managed_peak);
-    put(t, ", \"native\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->native_count,
-        (unsigned long long)s->native_peak);
-    put(t, ", \"spilled\": {\"count\": %llu, \"bytes_peak\": %llu, \"bytes_total\": %llu}",
-        (unsigned long long)s->spilled_count, (unsigned long long)s->spilled_peak, (unsigned long long)s->spilled_total);
-    put(t, ", \"vram_peak\": %llu, \"ram_peak\": %llu, \"oom\": %llu, \"vram_total\": %llu",
-        (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
+    spill_json(t, "{\"pid\": %d, \"exe\": ", (int)getpid());
+    spill_json_string(t, exe);
+    spill_json(t, ", \"job\": ");
+    spill_json_string(t, spill_config()->job);
+    spill_json(t, ", \"libcuda\": ");
+    spill_json_string(t, spill_real_path(SPILL_LIB_CUDA));
+    spill_json(t, ", \"backend\": \"%s\"", spill_backend_name(spill_backend_known()));
+    spill_json(t, ", \"managed\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->managed_count,
+               (unsigned long long)s->managed_peak);
+    spill_json(t, ", \"native\": {\"count\": %llu, \"bytes_peak\": %llu}", (unsigned long long)s->native_count,
+               (unsigned long long)s->native_peak);
+    spill_json(t, ", \"spilled\": {\"count\": %llu, \"bytes_peak\": %llu, \"bytes_total\": %llu}",
+               (unsigned long long)s->spilled_count, (unsigned long long)s->spilled_peak, (unsigned long long)s->spilled_total);
+    spill_json(t, ", \"vram_peak\": %llu, \"ram_peak\": %llu, \"oom\": %llu, \"vram_total\": %llu",
+               (unsigned long long)s->vram_peak, (unsigned long long)s->spilled_peak, (unsigned long long)s->oom_count,
         d ? (unsigned long long)d->limit : 0ull);
-    put(t, ", \"pins\": {\"count\": %llu, \"bytes\": %llu}", (unsigned long long)s->pins_count, (unsigned long long)s->pins_bytes);
+    spill_json(t, ", \"pins\": {\"count\": %llu, \"bytes\": %llu}", (unsigned long long)s->pins_count, (unsigned long long)s->pins_bytes);
     put_moves(t);
-    put(t, ", \"spill_share\": ");
-    put_fraction(t, share);
-    put(t, ", \"ceiling\": ");
+    spill_json(t, ", \"spill_share\": ");
+    spill_json_fraction(t, share);
+    spill_json(t, ", \"ceiling\": ");
     if (top > 0)
-        put_fraction(t, top);
+        spill_json_fraction(t, top);
     else
-        put(t, "null");
-    put(t, ", \"state\": \"%s\", \"state_why\": ", spill_state_name(spill_state_now()));
-    put_string(t, spill_state_why());
-    put(t, ", ");
+        spill_json(t, "null");
+    spill_json(t, ", \"state\": \"%s\", \"state_why\": ", spill_state_name(spill_state_now()));
+    spill_json_string(t, spill_state_why());
+    spill_json(t, ", ");
     put_paths(t);
-    put(t, "}\n");
+    spill_json(t, "}\n");
 }
 
 static void append(const char *variable, const char *path, const char *line, size_t length)
@@ -231,7 +193,7 @@ void spill_stats_report(bool engine)
     const struct spill_stats *s = spill_stats();
     if (c->stats[0] || c->observe[0]) {
         char buffer[JSON_MAX];
-        struct text t = { buffer, buffer + sizeof buffer };
+        struct spill_json t = { buffer, buffer + sizeof buffer };
         put_object(&t, s, engine);
         if (c->stats[0] && engine)
             append("SPILLSHIM_STATS", c->stats, buffer, (size_t)(t.at - buffer));
