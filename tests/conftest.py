@@ -215,6 +215,7 @@ def clean_env() -> dict[str, str]:
     """This process's environment without anything that would change how a program under test is loaded or behaves."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     kept["NO_COLOR"] = "1"
+    kept["SPILLSHIM_REMEMBER"] = "0"  # no test leaves anything in the user's cache, or finds something there
     return kept
 
 

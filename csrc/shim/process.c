@@ -12,6 +12,7 @@
 #include "shim/config.h"
 #include "shim/freeze.h"
 #include "shim/log.h"
+#include "shim/remember.h"
 #include "shim/resolve.h"
 #include "shim/worker.h"
 
@@ -88,6 +89,7 @@ static void exit_begins(void)
         return;
     spill_exit_begins();
     spill_worker_stop();
+    spill_remember_exit();
 }
 
 /* Something of ours is in VRAM or in RAM now: from here on there is something to say, and to do. */
@@ -129,6 +131,8 @@ static void start(void)
         .probe = spill_probe_run,
         .managed = managed,
         .look = spill_freeze_look,
+        .recall = spill_remember_wanted() ? spill_remember_recall : NULL,
+        .rest = spill_remember_wanted() ? spill_remember_rest : NULL,
     };
     spill_config_complain();
     spill_engine_start(&settings);

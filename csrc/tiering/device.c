@@ -174,6 +174,18 @@ bool spill_vram_allows(int device, uint64_t bytes)
     return bytes <= d->limit && used <= d->limit - bytes;
 }
 
+uint64_t spill_other_peak(int device, uint64_t *at)
+{
+    struct spill_device *d = spill_device(device);
+    pthread_mutex_lock(&usage_lock);
+    uint64_t peak = d->other_peak;
+    *at = d->other_peak_at;
+    d->other_peak = d->other_used;
+    d->other_peak_at = spill_late_waits();
+    pthread_mutex_unlock(&usage_lock);
+    return peak;
+}
+
 static uint64_t raise_peak(uint64_t *peak, const uint64_t *counter)
 {
     uint64_t value = now(counter);
@@ -215,4 +227,19 @@ void spill_account(int device, int64_t vram, int64_t ram)
         }
     }
     pthread_mutex_unlock(&usage_lock);
+}
+
+void spill_account_other(int device, int64_t vram, int64_t ram)
+{
+    struct spill_device *d = spill_device(device);
+    if (d) {
+        pthread_mutex_lock(&usage_lock);
+        d->other_used += (uint64_t)(vram + ram);
+        if (d->other_used > d->other_peak) {
+            d->other_peak = d->other_used;
+            d->other_peak_at = spill_late_waits();
+        }
+        pthread_mutex_unlock(&usage_lock);
+    }
+    spill_account(device, vram, ram);
 }

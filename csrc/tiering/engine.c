@@ -243,9 +243,11 @@ static void say_first_failure(CUresult r, size_t size)
     said = true;
 }
 
-static void count_new(const struct spill_region *region, enum spill_hint hint)
+static void count_new(struct spill_region *region, enum spill_hint hint, const struct spill_recall *known)
 {
     spill_unsettled();
+    if (hint != SPILL_HINT_RAM)
+        spill_late_new(region, known);
     spill_count(&stats.managed_count, 1);
     spill_count(&stats.regions, 1);
     spill_count(&stats.managed_bytes, (int64_t)region->mapped);
@@ -316,8 +318,15 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, enum spil
                                  .headroom = d->headroom, .holdback = d->holdback, .insist = settings->insist_on_holdback, .chunk = settings->chunk,
                                  .spill_chunk = settings->spill_chunk, .granularity = SPILL_GRANULE };
     struct spill_place_out out;
+    struct spill_recall known;
     uint64_t device_free, count = 0;
     bool fixed = false;
+    /* What will come is known from the last time: no more and no less is kept back, whatever the size of the region. Not where all of it
+     * would have to go to RAM for that. */
+    if (spill_late_recall(device, size, hint, &known) && (known.trusted = known.trusted && may_mix())) {
+        in.headroom += known.keep;
+        in.holdback = 0;
+    }
     CUresult r = spill_vram_free(device, &in.vram_free, &device_free);
     if (r == CUDA_SUCCESS)
         spill_backend_foresee(device, device_free > in.size ? device_free - in.size : 0);
@@ -385,7 +394,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *result, enum spil
             say_first_failure(r, size);
         return r;
     }
-    count_new(region, hint);
+    count_new(region, hint, &known);
     if (region->keep)
         spill_region_pin(region, "the program keeps it in VRAM");
     *result = region->base;
@@ -439,6 +448,7 @@ CUresult spill_alloc(size_t size, CUdeviceptr *out)
 static void forget(struct spill_region *region)
 {
     spill_unsettled();
+    spill_late_gone(region);
     spill_count(&stats.regions, -1);
     spill_count(&stats.managed_bytes, -(int64_t)region->mapped);
     spill_count(&stats.spilled_bytes, -(int64_t)region->ram_bytes);

@@ -90,11 +90,11 @@ static void drop_if_unused(struct memory *m)
         return;
     if (m->tier == SPILL_RAM) {
         spill_count(&spill_stats()->spilled_bytes, -(int64_t)m->bytes);
-        spill_account(m->device, 0, -(int64_t)m->bytes);
+        spill_account_other(m->device, 0, -(int64_t)m->bytes);
         spill_budget_give(m->bytes, m->bytes);
     } else {
         spill_count(&spill_stats()->native_bytes, -(int64_t)m->bytes);
-        spill_account(m->device, -(int64_t)m->bytes, 0);
+        spill_account_other(m->device, -(int64_t)m->bytes, 0);
     }
     free(m);
 }
@@ -114,11 +114,11 @@ void spill_handle_add(CUmemGenericAllocationHandle handle, uint64_t bytes, int d
         spill_count(&s->spilled_count, 1);
         spill_count(&s->spilled_total, (int64_t)bytes);
         spill_count(&s->spilled_bytes, (int64_t)bytes);
-        spill_account(device, 0, (int64_t)bytes);
+        spill_account_other(device, 0, (int64_t)bytes);
     } else {
         spill_count(&s->native_count, 1);
         spill_count(&s->native_bytes, (int64_t)bytes);
-        spill_account(device, (int64_t)bytes, 0);
+        spill_account_other(device, (int64_t)bytes, 0);
     }
 }
 

@@ -56,7 +56,7 @@ static bool grow(void)
 static void count(int device, int64_t bytes)
 {
     spill_count(&spill_stats()->native_bytes, bytes);
-    spill_account(device, bytes, 0);
+    spill_account_other(device, bytes, 0);
 }
 
 static void drop(struct spill_native *e)

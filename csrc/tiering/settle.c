@@ -7,7 +7,8 @@
  * goes to whoever still has bytes in RAM. Each region is visited once: a pass ends, and what it leaves stays until allocations change.
  *
  * Rules: never a swap between regions of one size, nor against a larger one; a program that is captured, busy or frozen is left alone
- * and asked again at later waits, ever more rarely; without spilled bytes a wait costs two loads. */
+ * and asked again at later waits, ever more rarely; one that is known to allocate more (late.c) is not asked yet; without spilled bytes a
+ * wait costs three loads. */
 #include "tiering/moving.h"
 
 #include <stdatomic.h>
@@ -133,8 +134,8 @@ static void tell(struct spill_region *region, void *unused)
 void spill_settle(void)
 {
     int device;
-    if (!__atomic_load_n(&spill_stats()->spilled_bytes, __ATOMIC_RELAXED) || !due() || spill_current_device(&device) != CUDA_SUCCESS ||
-        !spill_trylock())
+    if (!spill_late_waited() || !__atomic_load_n(&spill_stats()->spilled_bytes, __ATOMIC_RELAXED) || !due() ||
+        spill_current_device(&device) != CUDA_SUCCESS || !spill_trylock())
         return;
     uint64_t now = atomic_load_explicit(&changes, memory_order_relaxed);
     uint64_t promoted = spill_move_stats()->promoted_bytes, demoted = spill_move_stats()->demoted_bytes;
@@ -152,5 +153,8 @@ void spill_settle(void)
         atomic_store_explicit(&skip, was ? was < LONGEST_SKIP ? was * 2 : was : 1, memory_order_relaxed);
         atomic_store_explicit(&skipped, 0, memory_order_relaxed);
     }
+    spill_late_rest();
     spill_unlock();
+    if (spill_settings()->rest)
+        spill_settings()->rest();
 }

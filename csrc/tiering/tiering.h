@@ -49,6 +49,13 @@ struct spill_probe_result {
     bool mixed_copy; /* one copy may span VRAM and RAM */
 };
 
+/* What is known of a region from the last time that the program ran. */
+struct spill_recall {
+    uint64_t keep;  /* bytes of VRAM that came to be needed after it */
+    uint64_t waits; /* how often the program had waited for the GPU until then */
+    bool trusted;   /* it was so each time; else keep nothing back for it */
+};
+
 /* Settings of the engine. Filled by shim/process.c. */
 struct spill_settings {
     bool spill;           /* false: never use RAM */
@@ -77,6 +84,11 @@ struct spill_settings {
     void (*managed)(void);
     /* The first memory is kept for reuse: spill_pool_tick is wanted from now on. NULL: nobody wants to know. Under the engine lock. */
     void (*kept)(void);
+    /* What is known of the region that is to be the `index`-th of a device with `limit` bytes of VRAM, `size` bytes; false: nothing. Under
+     * the engine lock. NULL: nothing is remembered, neither this time nor for the next. */
+    bool (*recall)(uint64_t limit, uint32_t index, uint64_t size, struct spill_recall *out);
+    /* Allocations have settled: what is to be remembered may be written down. Without a lock held. NULL with recall. */
+    void (*rest)(void);
     /* Look for reasons to be frozen that come without a call: libraries, debuggers. NULL: there are none. */
     void (*look)(void);
 };
@@ -113,6 +125,7 @@ struct spill_region {
     bool fixed;
     bool limbo;
     bool keep; /* never in RAM: the program said so */
+    bool late; /* what it took counts as needed after others: late.c */
     bool sync_memops;
     bool poisoned; /* a part of it is a hole: moving.h */
     _Atomic(const char *) pinned; /* why it is never moved; NULL: it may be */
@@ -239,6 +252,8 @@ struct spill_device {
     uint64_t limit;    /* VRAM that this job may use: total or less */
     uint64_t headroom, holdback;
     uint64_t vram_used, ram_used; /* by this process, bytes */
+    /* Of these, in either tier, what is in no region; most of it since spill_other_peak was last asked, and when (spill_late_waits). */
+    uint64_t other_used, other_peak, other_peak_at;
     uint64_t hbm_rate; /* bytes per second by clock and bus width; 0: unknown */
     bool vmm;          /* supports virtual memory management */
     bool rdma;         /* and memory that other devices may be let into */
@@ -270,6 +285,48 @@ bool spill_vram_allows(int device, uint64_t bytes);
 void spill_holdings(uint64_t *vram, uint64_t *ram);
 /* Record that this process holds so many bytes more (or less); updates ledger and peaks (of all counters). */
 void spill_account(int device, int64_t vram, int64_t ram);
+/* The same for what is in no region: the driver's allocations and the application's own handles. */
+void spill_account_other(int device, int64_t vram, int64_t ram);
+/* Most bytes of these since the last call, and in *at when that was. */
+uint64_t spill_other_peak(int device, uint64_t *at);
+
+/* ---- late.c: how much comes after a region; under the engine lock where nothing else is said ---- */
+
+enum { SPILL_LATE_MAX = 128 };
+
+/* One of the first regions. */
+struct spill_late {
+    uint64_t size, mapped; /* as of the region, bytes */
+    uint64_t limit;        /* VRAM of the device that may be used */
+    uint64_t need;         /* most that later and smaller (or kept) regions and what is in no region took beside it while it lived */
+    uint64_t waits;        /* times that the program had waited for the GPU by then */
+    uint64_t was;          /* what was known of it, 0: nothing */
+    uint64_t kept, kept_waits; /* and kept back because of that */
+    uint64_t ram;          /* bytes of it in RAM at the last rest */
+    uint32_t index;        /* its place among the regions of its device, from 0 */
+    int device;
+    bool live;
+    bool stays;  /* the program keeps it in VRAM */
+    bool rested; /* was there at the last rest */
+    bool payer;  /* of spill_late_copy: what does not fit into VRAM was best taken from it */
+    /* own use */
+    uint64_t smaller, other, since, id;
+    uint32_t slot;
+};
+
+/* What is known of the next region of `device`, if it is to have `size` bytes. */
+bool spill_late_recall(int device, size_t size, enum spill_hint hint, struct spill_recall *out);
+/* It was made, with what was known of it (not for one that was wanted in RAM); a region is being forgotten. */
+void spill_late_new(struct spill_region *region, const struct spill_recall *known);
+void spill_late_gone(const struct spill_region *region);
+/* The program has waited for the GPU, successfully. False while more is known to come, so that placement is not to be mended yet. No lock. */
+bool spill_late_waited(void);
+/* How often that was. No lock. */
+uint64_t spill_late_waits(void);
+/* Allocations have settled: where does everything lie? */
+void spill_late_rest(void);
+/* Copy all to `out`, which has room for SPILL_LATE_MAX. Returns how many. */
+uint32_t spill_late_copy(struct spill_late *out);
 
 /* ---- arena.c ---- */
 

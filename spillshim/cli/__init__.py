@@ -30,6 +30,7 @@ _VERBS = {
     "install-system": "Make the bare name LD_PRELOAD=libspillshim.so work for every user.",
     "unit": "Print a drop-in that puts a systemd service under the shim.",
     "cdi": "Describe the shim to container engines (CDI).",
+    "cache": "List or clear what is remembered of programs that ran before.",
     "demo": "Show a program that survives the end of VRAM.",
 }
 

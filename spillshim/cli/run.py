@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import click
 
-from spillshim import launch, profiles, program
+from spillshim import launch, profiles, program, remember
 from spillshim.cli.options import CommandAfterDashes, profile_option, settings, shim_options
 
 
 @click.command("run", cls=CommandAfterDashes)
 @shim_options
 @profile_option
+@click.option("--no-remember", is_flag=True, help="Neither use what the program needed when it ran before, nor remember it.")
 @click.option("--force", is_flag=True, help="Run the program even if the shim cannot be loaded into it.")
 @click.pass_context
-def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None, force: bool) -> None:
+def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None, no_remember: bool, force: bool) -> None:
     """Run PROGRAM; what does not fit into VRAM goes to pinned host memory.
 
     \b
@@ -25,7 +26,7 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
     spillshim run --vram-limit 90% --host-limit 24G -- python train.py
 
     What is right for a known application comes from its profile, where neither an option nor the environment says otherwise;
-    one line on stderr tells which.
+    one line on stderr tells which. What the program needed when it last ran is remembered (`spillshim cache`).
 
     Sizes are 8G, 512M, 1.5T (1024-based) or, of what the option limits, 90%. The program keeps this process's id, gets the
     signals sent to it, and its exit code is returned; spillshim's own are 2 (usage), 125 (it failed before the program
@@ -49,4 +50,11 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
         wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, profiles.arguments(argv, found)))
         if not launch.quiet(wanted, env):
             click.echo(f"spillshim: {profiles.line(chosen, added)}", err=True)
+    if no_remember:
+        wanted.variables[remember.VARIABLE] = "0"
+    known = {**env, **wanted.variables}
+    past = remember.recall(found, argv, known, chosen.name if chosen else None, chosen.model_file(argv, env) if chosen else None)
+    wanted.variables.update(past.variables)
+    for line in [] if launch.quiet(wanted, env) else past.lines:
+        click.echo(f"spillshim: {line}", err=True)
     launch.execute(found, argv, launch.environment(env, wanted, found.sanitizers))
