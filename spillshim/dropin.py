@@ -44,7 +44,7 @@ class DropIn:
 
 @dataclass(frozen=True)
 class User:
-    """Whose rights count when the service opens a file. `uid` None: a user that is not known here, everybody's rights."""
+    """Whose rights count when the service opens a file: `name` for people, `uid` None for one not known here, with everybody's rights."""
 
     name: str
     uid: int | None
@@ -54,16 +54,18 @@ class User:
 def user_of(service: Service) -> User:
     """The user that the service runs as."""
     name = service.last("User")
+    if not service.files:
+        return User("its user", None)
     if service.yes("DynamicUser"):
-        return User(name or "a dynamic user", None)
+        return User("its dynamic user", None)
     if not name:
-        return User("root", 0, frozenset({0}))
+        return User("user root", 0, frozenset({0}))
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except KeyError:
-        return User(name, None)
+        return User(f"user {name}", None)
     groups = {entry.pw_gid, *(group.gr_gid for group in grp.getgrall() if entry.pw_name in group.gr_mem)}
-    return User(name, entry.pw_uid, frozenset(groups))
+    return User(f"user {entry.pw_name}", entry.pw_uid, frozenset(groups))
 
 
 def _may(info: os.stat_result, user: User, right: int) -> bool:
@@ -94,7 +96,7 @@ def changeable(path: Path, user: User) -> str:
         if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
             return f"every user, who may write {place}"
         if info.st_uid not in (0, user.uid):
-            return f"{_name(info.st_uid)}, whose {place} is"
+            return f"the owner of {place}, user {_name(info.st_uid)}"
     return ""
 
 
@@ -102,7 +104,7 @@ def _name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        return str(uid)
 
 
 # --- composing ------------------------------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ def _absent(name: str, made: DropIn) -> Service:
     made.warnings.append(
         (f"there is no unit file of {name} on this machine, so its user, program and sandbox are not known", "Print the drop-in where the service is installed.")
     )
-    return Service(name, settings={"User": ["the service's user"]})
+    return Service(name)
 
 
 def _look_at_library(made: DropIn, user: User, service: Service) -> None:

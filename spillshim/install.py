@@ -190,10 +190,10 @@ class Installation:
         steps.append(Step("write", str(self.manifest_path), "for --uninstall"))
         if ldconfig:
             steps.append(Step("run", ldconfig, "the loader's cache"))
-        if dry:
-            return steps
         if changed := self._changed({name: before.files[name] for name in gone}):
             raise Refused(f"{', '.join(changed)}: changed since it was installed", _BY_HAND)
+        if dry:
+            return steps
         manifest = Entry(self.manifest_path, after.text().encode(), _CONF_MODE)
         self._write([*entries, manifest], folders)
         for name in gone:

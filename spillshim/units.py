@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(?:@[A-Za-z0-9:_.\\-]*)?", re.ASCII)
 _NAME_MAX = 255
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"', "'": "'", "s": " "}
 _CODED = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})")
+MARK = "under the shim, by spillshim"  # in the first line of a drop-in of ours
 _PREFIXES = "@-:+!|"  # of an ExecStart= command
 
 
@@ -142,7 +143,8 @@ def assignment(name: str, value: str) -> str:
 def read(name: str, root: Path = Path("/")) -> Service | None:
     """The unit `name` (with .service) below `root`, with its drop-ins; None where there is no such file.
 
-    Raises BadUnit when one of the files cannot be read.
+    What a drop-in of ours says is no wish of the user's: of a file with MARK only what stands before it counts, so that a drop-in
+    can be made again over the one that is in place. Raises BadUnit when one of the files cannot be read.
     """
     folders = [root / folder.lstrip("/") for folder in _FOLDERS]
     prefix, at, instance = name.removesuffix(_SUFFIX).partition("@")
@@ -154,7 +156,8 @@ def read(name: str, root: Path = Path("/")) -> Service | None:
     for path in [main, *_drop_ins([*filter(None, (template, name))], prefix, folders)]:
         service.files.append(path)
         try:
-            _parse(path.read_text(), service.settings)
+            text = path.read_text()
+            _parse(text[: text.rfind("\n", 0, text.index(MARK)) + 1] if MARK in text else text, service.settings)
         except (OSError, UnicodeDecodeError) as error:
             raise BadUnit(f"the unit file {path} cannot be read: {error}", "Be a user who may read it.") from error
     return service

@@ -29,8 +29,10 @@ def command(ctx: click.Context, service: str, profile: str | None, force: bool) 
 
     \b
     spillshim unit ollama.service --host-limit 24G > spillshim.conf
-    sudo install -D -m 644 spillshim.conf /etc/systemd/system/ollama.service.d/spillshim.conf
-    sudo systemctl daemon-reload && sudo systemctl restart ollama.service
+    sudo install -D -m 644 spillshim.conf \\
+        /etc/systemd/system/ollama.service.d/spillshim.conf
+    sudo systemctl daemon-reload
+    sudo systemctl restart ollama.service
 
     What the unit says here (user, program, environment, sandbox) is taken into account. It is refused when the service could
     not load the library, as one in a home folder: `spillshim install-system` puts it where all can.
@@ -43,7 +45,7 @@ def command(ctx: click.Context, service: str, profile: str | None, force: bool) 
         click.echo(f"spillshim: warning: {what}\n  {fix}", err=True)
     target = Path("/etc/systemd/system") / f"{name}.d" / "spillshim.conf"
     heading = [
-        f"{name} under the shim, by spillshim {__version__}.",
+        f"{name} {units.MARK} {__version__}.",
         f"Put this into {target}",
         f"(or `systemctl edit {name}`), then:",
         f"systemctl daemon-reload && systemctl restart {name}",

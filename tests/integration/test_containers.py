@@ -31,22 +31,22 @@ class Containers:
     podman: list[str]
     root: Path
 
-    def argv(self, *command: str, device: str = "all", **env: str) -> list[str]:
-        made = [*self.podman, "run", "--rm", "--interactive", "--network=none", "--pid=private", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+    def argv(self, *command: str, device: str = "all", user: int = 0, **env: str) -> list[str]:
+        made = [*self.podman, "run", "--rm", "--interactive", "--network=none", "--pid=private", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", f"--user={user}"]
         env = {"LD_LIBRARY_PATH": "/sim", "SIMGPU_VRAM": "1G", "SIMGPU_RAM": "8G", **env}
         made += [part for name, value in env.items() for part in ("-e", f"{name}={value}")]
         if device:
             made += ["--device", f"spillshim.io/shim={device}"]
         return [*made, "--rootfs", str(self.root), *command]
 
-    def start(self, *command: str, device: str = "all", **env: str) -> subprocess.Popen[str]:
+    def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.argv(*command, device=device, **env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.argv(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, *command: str, device: str = "all", **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, device: str = "all", user: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(*command, device=device, **env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+            self.argv(*command, device=device, user=user, **env), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
         )
 
 
@@ -131,6 +131,9 @@ def test_containers_share_a_budget(containers: Containers) -> None:
         second = containers.run("/allocate", "1500")
         assert second.stdout == "out of memory\n", second.stderr
         assert "of the host limit of 900.0 MiB in use" in second.stderr
+        other = containers.run("/allocate", "1500", user=1000)
+        assert other.stdout == "done\n", other.stderr
+        assert "cannot share budgets" in other.stderr
     finally:
         _, err = first.communicate(input="", timeout=60)
     assert first.returncode == 0, err

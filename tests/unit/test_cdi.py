@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CDI specification: that it is one by the rules of CDI's SPEC.md, and what it gives to a container.
 
-The schema here is written from that page and is stricter than its own, as engines are that refuse unknown fields.
-`cdi validate` (of the CDI project) and podman read the same in tests/integration/test_containers.py, where they are installed.
+The schema here is written from that page and is stricter than CDI's own, as engines are that refuse unknown fields. CDI's own is
+asked where Debian's package of its sources is installed; podman reads the specification in tests/integration/test_containers.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import referencing
 from click.testing import CliRunner, Result
+from referencing.jsonschema import DRAFT7
 
 from spillshim import install, native
 from spillshim.cli import main
@@ -66,6 +68,9 @@ SCHEMA = {
 }
 
 
+OFFICIAL = "src/github.com/*/container-device-interface/schema/schema.json"  # in /usr/share/gocode
+
+
 @pytest.fixture
 def copy(libspillshim: Path, probe_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the library, beside the probe's, that every user can read."""
@@ -111,6 +116,20 @@ def test_what_a_container_gets(copy: Path) -> None:
         assert {"ro", "bind", "nosuid", "nodev"} <= set(options)
         assert "noexec" not in options  # nothing could be mapped for execution
     assert native.loader_safe(Path(env["LD_PRELOAD"])) == Path(env["LD_PRELOAD"])
+
+
+def test_the_projects_own_schema(copy: Path) -> None:
+    found = sorted(Path("/usr/share/gocode").glob(OFFICIAL))
+    if not found:
+        pytest.skip("no schema of CDI's: Debian package golang-github-container-orchestrated-devices-container-device-interface-dev")
+    parts = [(name, referencing.Resource.from_contents(json.loads(found[0].with_name(name).read_text()), DRAFT7)) for name in ("schema.json", "defs.json")]
+    check = jsonschema.Draft7Validator({"$ref": "schema.json"}, registry=referencing.Registry().with_resources(parts))
+    told = specification("--host-limit", "24G")
+    check.validate(told)
+    for wrong in ({**told, "devices": [{"name": "all"}]}, {**told, "devices": {}}, {"kind": told["kind"], "devices": told["devices"]}):
+        assert not check.is_valid(wrong)
+    del told["devices"][0]["containerEdits"]["mounts"][0]["hostPath"]
+    assert not check.is_valid(told)
 
 
 def test_a_container_with_a_preload_of_its_own(copy: Path) -> None:

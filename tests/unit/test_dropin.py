@@ -86,7 +86,7 @@ def test_a_drop_in(call: Call, copy: Path) -> None:
         'Environment="SPILLSHIM_LOG=info"',
         "LimitMEMLOCK=infinity",
     ]
-    assert "nobody" in result.stdout
+    assert "user nobody can" in result.stdout
     assert "/etc/systemd/system/x.service.d/spillshim.conf" in result.stdout
 
 
@@ -136,6 +136,17 @@ def test_the_profile_of_its_program(call: Call, place: Path) -> None:
     assert not [line for line in lines(call(text, "--profile", "none")) if "SPILLSHIM_REPORT=" in line]
 
 
+def test_made_again_over_the_one_in_place(call: Call, place: Path) -> None:
+    program = place / "llama-server"
+    shutil.copy(TRUE, program)
+    text = LLAMA.format(path=program)
+    first = call(text, "--host-limit", "24G").stdout
+    in_place = place / "etc/systemd/system/x.service.d"
+    in_place.mkdir()
+    (in_place / "override.conf").write_text(f"[Service]\nEnvironment=LLAMA_ARG_FIT_TARGET=99\n{first}")
+    assert call(text, "--host-limit", "24G").stdout == first.replace('Environment="LLAMA_ARG_FIT_TARGET=512"\n', "").replace(", LLAMA_ARG_FIT_TARGET=512", "")
+
+
 def test_a_profile_that_does_not_exist(call: Call) -> None:
     result = call(UNIT, "--profile", "no-such")
     assert result.exit_code == 125
@@ -158,7 +169,7 @@ def test_a_library_that_the_user_cannot_read(call: Call, copy: Path, closed: str
     path = copy.parent.parent / closed
     path.chmod(0o700)
     try:
-        refused(call(UNIT), "nobody cannot", str(path), "0700", "sudo spillshim install-system")
+        refused(call(UNIT), "user nobody cannot", str(path), "0700", "sudo spillshim install-system")
         assert lines(call(UNIT.replace("nobody", pwd.getpwuid(os.getuid()).pw_name)))  # who owns it can
     finally:
         path.chmod(0o755)
@@ -173,7 +184,7 @@ def test_force_prints_it_all_the_same(call: Call, copy: Path) -> None:
 
 def test_a_dynamic_user_has_everybodys_rights(call: Call, copy: Path) -> None:
     copy.chmod(0o750)
-    refused(call(f"[Service]\nExecStart={TRUE}\nDynamicUser=yes\n"), "a dynamic user cannot read it")
+    refused(call(f"[Service]\nExecStart={TRUE}\nDynamicUser=yes\n"), "its dynamic user cannot read it")
 
 
 @pytest.mark.parametrize(("setting", "folders"), [("ProtectHome=yes", "_HOMES"), ("ProtectHome=tmpfs", "_HOMES"), ("PrivateTmp=true", "_TEMPORARY")])

@@ -104,6 +104,8 @@ def test_the_wheel_holds_every_native_part(wheel: Path) -> None:
         "spillshim/demo/decoder",
         "spillshim/demo/decoder.simk.so",
         "spillshim/demo/decoder.ptx",
+        "spillshim/pages/kubernetes.yaml",
+        "spillshim/pages/services.md",
     ):
         assert wanted in names
     assert [name for name in names if re.fullmatch(r"spillshim/_abi\.abi3\.so", name)]
