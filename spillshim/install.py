@@ -291,7 +291,7 @@ class Installation:
 
     def _emptied(self, before: Manifest) -> list[str]:
         """The folders of an installation in which nothing is left without its files, innermost first."""
-        gone = {self.real(name) for name in [*before.files, self.manifest_path]}
+        gone = {self.real(path) for path in [*map(Path, before.files), self.manifest_path]}
         emptied = []
         for name in reversed(before.folders):
             place = self.real(name)
