@@ -200,3 +200,39 @@ def test_it_is_told_which_profile_a_program_would_get(told, app: Path) -> None:
 
 def test_the_schema_is_printed(told) -> None:
     assert "report_limit" in json.loads(told("--schema"))["$defs"]["Shim"]["properties"]
+
+
+# --- on a simulated card ----------------------------------------------------------------------------------------------
+
+TOTAL = """
+#include <cuda.h>
+#include <stdio.h>
+int main(void)
+{
+    CUdevice device;
+    CUcontext context;
+    size_t free, total, all;
+    if (cuInit(0) || cuDeviceGet(&device, 0) || cuDevicePrimaryCtxRetain(&context, device) || cuCtxSetCurrent(context) ||
+        cuMemGetInfo(&free, &total) || cuDeviceTotalMem(&all, device) || total != all || free > total)
+        return 1;
+    printf("%zu\\n", total);
+    return 0;
+}
+"""
+
+
+def test_a_server_and_what_it_starts_are_told_of_the_same_memory(run, c_program, tmp_path: Path) -> None:
+    """As ollama and its runner: one environment for a tree of processes, found by the name of its root."""
+    asks = tmp_path / "runner"
+    asks.write_bytes(c_program(TOTAL, name="total").read_bytes())
+    server = tmp_path / "ollama"
+    server.write_text(f'#!/bin/sh\n"{asks}" && sh -c \'"{asks}"; exit $?\'\n')
+    for path in (asks, server):
+        path.chmod(0o755)
+    sim = ["--sim", "vram=1G,ram=4G"]
+    result = run("run", *sim, "--", server, "serve").ok()
+    gib = 1 << 30
+    assert result.stdout == f"{gib + gib * 3 // 100}\n" * 2
+    assert result.stderr.startswith("spillshim: profile ollama: report virtual (+3%), ") and result.stderr.count("\n") == 1
+    assert run("run", *sim, "--profile", "none", "--", server, "serve").ok().stdout == f"{gib}\n" * 2
+    assert run("run", *sim, "--report", "vram", "--", server, "serve").ok().stdout == f"{gib}\n" * 2

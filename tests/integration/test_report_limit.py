@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from clients_common import FINE, MIB, PROGRAMS, run_script, script_env
 
+UNIT = PROGRAMS.parent / "unit"
 ANSWERS = PROGRAMS.parent / "clients/programs"
 CARD = 64 * MIB
 BUDGET = 256 * MIB  # of RAM
@@ -116,6 +117,24 @@ def test_all_processes_are_told_the_same(run_sim) -> None:
     assert ask(third, "?") == told[-1]
     for process in (holding, watching, third):
         run_sim.finish(process).ok()
+
+
+def test_ram_that_another_device_has_taken_is_not_told_again(run_sim) -> None:
+    """The limit is a device's, the RAM everybody's: 96 MiB in all, of which device 1 comes to hold 64."""
+    script = run_sim.tmp_path / "two.py"
+    script.write_text(
+        "import json\nfrom simgpu_client import *\nc0, c1 = start(0), start(1)\n"
+        "def look():\n    call('cuCtxSetCurrent', c0)\n    free_now, total = C.c_size_t(), C.c_size_t()\n"
+        "    call('cuMemGetInfo_v2', C.byref(free_now), C.byref(total))\n    return [free_now.value, total.value]\n"
+        "before = look()\ncall('cuCtxSetCurrent', c1)\nheld = [alloc(32 * MIB) for _ in range(3)]\n"
+        "print(json.dumps([before, look()]))\n"
+    )
+    variables = {"REPORT": "virtual", "REPORT_LIMIT": "64M", "HOST_LIMIT": "96M", "HEADROOM": "0"}
+    env = {**FINE, **{f"SPILLSHIM_{name}": value for name, value in variables.items()}, "PYTHONPATH": str(UNIT)}
+    result = run_sim([sys.executable, script], vram="32M", ram="1G", env=env, sim={"DEVICES": "2"}).ok()
+    (before, total), (after, total_then) = json.loads(result.stdout)
+    assert total == total_then == (32 + 64) * MIB
+    assert (result.stats[0]["spilled"]["bytes_peak"], before - after) == (64 * MIB, 32 * MIB), "64 of the 96 MiB are left, then 32"
 
 
 # --- stepping aside ---------------------------------------------------------------------------------------------------
