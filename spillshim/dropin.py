@@ -140,8 +140,8 @@ def compose(name: str, service: Service | None, options: Mapping[str, str], prof
         _, added = launch.filled(launch.Settings(dict(options)), known, lambda given: chosen.variables(given, service.argv))
         made.add(f"By {profiles.line(chosen, added)}", *(assignment(*pair) for pair in added.items()))
     made.add(
-        "What spills is pinned memory. NVIDIA's driver is not known to count any of it against this limit; if it did, 8M (systemd's "
-        "default) would be all that could spill.",
+        "What spills is pinned memory. NVIDIA's open kernel modules (595.45) do not count it against this limit; under a driver that "
+        "does, 8M, systemd's default, would be all that could spill.",
         "LimitMEMLOCK=infinity",
     )
     _look_at_sandbox(made, service)
