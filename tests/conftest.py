@@ -91,6 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [item for item in items if _under_sanitizer(item, config)]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+        for item in items:
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(sanitize.SLOWER * float(config.getini("timeout"))))
         return
     if config.getoption("--soak"):
         chosen = [item for item in items if item.get_closest_marker("soak")]
@@ -326,7 +329,8 @@ class SimRunner:
         return process
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 60, input: str | None = None) -> Result:
-        """Wait for a started program. A timeout (seconds) kills its whole tree and fails the test."""
+        """Wait for a started program. A timeout (seconds; longer on a sanitizer's build) kills its whole tree and fails the test."""
+        timeout *= sanitize.SLOWER if self.sanitizer else 1
         try:
             out, err = process.communicate(input=input, timeout=timeout)
         except subprocess.TimeoutExpired:

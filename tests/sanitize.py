@@ -39,6 +39,8 @@ OPTIONS = {
     },
 }
 
+SLOWER = 5  # how much longer a watched program may take before it counts as hanging
+
 OURS = re.compile(r"libcuda\.so\.1|libspillshim\.so|libnvidia-ml\.so\.1|libcudart\.so\.13|\.simk\.so|/c_programs/|/demo/")
 
 
