@@ -111,7 +111,7 @@ def test_a_service_spills(c_program, sim_dir: Path, clean_env: dict[str, str], o
     (out / "watch.service").write_text(WATCH.format(out=out, spillshim=spillshim.replace("%", "%%")))
     (out / "environment").write_text("".join(f"{name}={clean_env[name]}\n" for name in ("PATH", "PYTHONPATH") if name in clean_env))
     script = SCRIPT.format(out=out, spillshim=spillshim, hold=apart.command(c_program(HOLD, name="hold")), driver=apart.command(sim_dir / "libcuda.so.1"))
-    ran = apart.run(script, clean_env, more=apart.MACHINE, argument=str(systemd))
+    ran = apart.machine(script, str(systemd), clean_env)
     said = {name: (out / name).read_text() for name in ("out", "err", "watch", "status", "folder") if (out / name).exists()}
     shown = f"{ran.stdout}\n{ran.stderr}\n{said}"
     if not said:
