@@ -310,9 +310,15 @@ class SimRunner:
             pytest.fail("\n\n".join([*found, str(shown)]), pytrace=False)
 
     def start(
-        self, argv: Sequence[str | Path], *, cwd: Path | None = None, stdin: int | None = subprocess.DEVNULL, **how: Any
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+        stderr: Any = subprocess.PIPE,
+        **how: Any,
     ):
-        """Start without waiting; `how` as for env(). Finish with finish(process), or the test's end kills it."""
+        """Start without waiting; `how` as for env(), `stderr` as for Popen. Finish with finish(process), or the test's end kills it."""
         self.state_dir.mkdir(mode=0o700, exist_ok=True)
         process = subprocess.Popen(
             [str(part) for part in argv],
@@ -320,7 +326,7 @@ class SimRunner:
             cwd=cwd or self.tmp_path,
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             errors="replace",
             start_new_session=True,  # so that a timeout ends the whole tree
@@ -339,7 +345,7 @@ class SimRunner:
             pytest.fail(
                 f"{process.args} still ran after {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}", pytrace=False
             )
-        result = Result(list(map(str, process.args)), process.returncode, out, err, read_stats(self.stats_file))
+        result = Result(list(map(str, process.args)), process.returncode, out, err or "", read_stats(self.stats_file))
         self.check(result)
         return result
 

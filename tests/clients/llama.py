@@ -51,9 +51,8 @@ class Server:
     def __init__(self, run_sim: Any, program: Sequence[str | Path], how: Mapping[str, Any]) -> None:
         self.run_sim = run_sim
         self.log_file = run_sim.tmp_path / f"{len(list(run_sim.tmp_path.glob('*.log')))}.log"
-        # Its log is longer than a pipe holds while nobody reads.
-        redirected = ["sh", "-c", 'log=$1; shift; exec "$@" 2>"$log"', "sh", self.log_file]
-        self.process = run_sim.start([*redirected, *program], stdin=subprocess.PIPE, **how)
+        with self.log_file.open("w") as log:  # a pipe would be full before anybody reads
+            self.process = run_sim.start(program, stdin=subprocess.PIPE, stderr=log, **how)
         self.context = self._answer()["context"]
 
     def _answer(self) -> dict[str, Any]:

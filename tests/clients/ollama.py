@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,8 @@ class Ollama:
         return "".join(lines)
 
     def _list(self, how: Mapping[str, Any]) -> str:
-        both = ["sh", "-c", 'exec "$@" 2>&1', "sh"]
-        return self.run_sim([*both, *self.server, "--list-devices", "--offline", "--verbose"], **how).ok().stdout
+        process = self.run_sim.start([*self.server, "--list-devices", "--offline", "--verbose"], stderr=subprocess.STDOUT, **how)
+        return self.run_sim.finish(process).ok().stdout
 
     def discover(self, **more: str) -> Device:
         how = self.environment(**more)

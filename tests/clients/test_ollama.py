@@ -47,11 +47,11 @@ def parts(request, run_sim, c_program, sim_dir):
 
 @pytest.fixture
 def serve(run_sim, parts):
-    """`serve(report="vram")` -> Ollama that has discovered its device, and the models' files."""
+    """`serve(report="vram")` -> Ollama that has discovered its device, and the models' files; `env` in SETTINGS' place."""
     server, probe, folders, backend, models, vram = parts
 
-    def start(*, shim: bool = True, report: str = "vram"):
-        how = {"vram": str(vram), "shim": shim, "env": {**SETTINGS, "SPILLSHIM_REPORT": report}}
+    def start(*, shim: bool = True, report: str = "vram", vram: int = vram, env: dict[str, str] | None = None):
+        how = {"vram": str(vram), "shim": shim, "env": env or {**SETTINGS, "SPILLSHIM_REPORT": report}}
         return ollama.Ollama(run_sim, server, probe, folders, backend, how), models
 
     return start
@@ -71,7 +71,8 @@ def test_discovery_reads_the_same_with_the_shim_as_without(serve, parts):
 def test_discovery_agrees_on_a_total_that_holds_ram(serve, parts):
     """The list, the backend's properties and the driver: a total told by one only would be cut back to another's."""
     device = serve(report="virtual")[0].device
-    assert parts[-1] < device.free <= device.total <= device.probe["total"] == device.probe["driver_total"] < device.total + llama.MIB
+    assert parts[-1] < device.free <= device.total
+    assert 0 <= device.probe["total"] - device.total < llama.MIB and device.probe["total"] == device.probe["driver_total"]
 
 
 @pytest.mark.parametrize("report", ["vram", "virtual"])
@@ -112,12 +113,33 @@ def test_a_second_model_evicts_the_first_or_stays_beside_it_by_what_is_reported(
     virtual, _ = serve(report="virtual")
     first = virtual.load(models["a"], CONTEXT)
     assert virtual.fits(models["b"].stat().st_size, first)
-    # Its own accounting and what a fresh process hears differ by small buffers that no line of the log names.
-    assert 0 <= first.free - virtual.free_now() < 32 * llama.MIB
+    # Its own accounting and what a fresh process hears differ by what no line of the log names: small buffers, rounding.
+    assert 0 <= first.free - virtual.free_now() < 64 * llama.MIB
     second = virtual.load(models["b"], CONTEXT)
     for one in (first, second, first):
         assert one.server.ask("decode 2") == {"decoded": 2, "failed": 0}
     assert second.unload() and first.unload()
+
+
+@pytest.mark.parametrize("parts", BOTH[1:], indirect=True)
+def test_under_its_profile_it_loads_a_little_too_much_and_one_model_at_a_time(serve, profiled):
+    """Its profile is chosen for `ollama serve` and goes on to what that starts. The card is a hundredth of a usual one, and so is
+    the margin of --fit, by the user's own setting. The list, the fit and the accounting are told of the same 3 % more."""
+    user = {"LLAMA_ARG_FIT_TARGET": "16"}
+    env = profiled("ollama", ["ollama", "serve"], user)
+    assert env["SPILLSHIM_REPORT"] == "virtual" and "LLAMA_ARG_FIT" not in env
+    vram = 250 * llama.MIB
+    served, models = serve(vram=vram, env=env)
+    assert vram < served.device.total < vram * 104 // 100
+    runner = served.load(models["a"], CONTEXT)
+    assert runner.server.loaded().layers == (9, 9) and 0 < runner.size <= served.device.total
+    assert runner.server.ask("decode 3") == {"decoded": 3, "failed": 0}
+    assert not served.fits(models["b"].stat().st_size, runner), "the next model comes into VRAM, not beside it into RAM"
+    assert ollama.error_lines(runner.server.log) == []
+    assert runner.unload() and served.free_now() == served.device.free
+
+    plain, _ = serve(vram=vram, shim=False, env=user)
+    assert plain.load(models["a"], CONTEXT).server.loaded().layers == (8, 9)
 
 
 @pytest.mark.parametrize("parts", ["programs"], indirect=True)
