@@ -135,10 +135,8 @@ def compose(name: str, service: Service | None, options: Mapping[str, str], prof
     )
     made.add("What was asked for.", *(assignment(*pair) for pair in options.items()))
     known = {**_from_files(service), **env}
-    chosen = profiles.choose(service.argv or [service.name], found, known, profile)
-    if chosen:
-        _, added = launch.filled(launch.Settings(dict(options)), known, lambda given: chosen.variables(given, service.argv))
-        made.add(f"By {profiles.line(chosen, added)}", *(assignment(*pair) for pair in added.items()))
+    applied = profiles.apply(launch.Settings(dict(options)), known, service.argv or [service.name], found, profile)
+    made.add(f"By {applied.line}", *(assignment(*pair) for pair in (applied.added or {}).items()))
     made.add(
         "What spills is pinned memory. NVIDIA's open kernel modules (595.45) do not count it against this limit; under a driver that "
         "does, 8M, systemd's default, would be all that could spill.",

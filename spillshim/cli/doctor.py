@@ -89,17 +89,14 @@ def _observe(argv: list[str], sim: dict[str, str] | None, profile: str | None, a
         else:
             click.echo(f"The program was not run: {why}.\n-> {fixes}", err=True)
         return True
-    wanted, chosen = launch.Settings({"SPILLSHIM_QUIET": "1"}, sim), profiles.choose(argv, found, env, profile)
-    added: dict[str, str] = {}
-    if chosen:
-        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, profiles.arguments(argv, found)))
-    observation = observe.observe(argv, env, wanted)
+    applied = profiles.apply(launch.Settings({"SPILLSHIM_QUIET": "1"}, sim), env, argv, found, profile)
+    observation = observe.observe(argv, env, applied.settings)
     if as_json:
-        named = {"profile": chosen.name if chosen else None, "profile_sets": added}
+        named = {"profile": applied.profile.name if applied.profile else None, "profile_sets": applied.added or {}}
         click.echo(json.dumps({"ran": True, **named, **observation.as_dict()}))
     else:
-        if chosen:
-            click.echo(f"\n{profiles.line(chosen, added)}", err=True)
+        if applied.profile:
+            click.echo(f"\n{applied.line}", err=True)
         _print_observation(argv, observation)
     return not observation.caught
 

@@ -91,10 +91,8 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
         _print_variables(as_json)
         return
     before = launch.inherited()
-    wanted, chosen = settings(ctx, sim), profiles.choose([], None, before, profile)
-    if chosen:
-        wanted, _ = launch.filled(wanted, before, chosen.variables)
-    after = launch.environment(before, wanted)
+    applied = profiles.apply(settings(ctx, sim), before, wanted=profile)
+    after = launch.environment(before, applied.settings)
     changed = {
         name: value for name, value in sorted(after.items()) if before.get(name) != value or name == "LD_PRELOAD"
     }

@@ -45,15 +45,14 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
         click.echo(
             f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True
         )
-    chosen = profiles.choose(argv, found, env, profile)
-    if chosen:
-        wanted, added = launch.filled(wanted, env, lambda known: chosen.variables(known, profiles.arguments(argv, found)))
-        if not launch.quiet(wanted, env):
-            click.echo(f"spillshim: {profiles.line(chosen, added)}", err=True)
+    applied = profiles.apply(wanted, env, argv, found, profile)
+    wanted = applied.settings
+    if applied.profile and not launch.quiet(wanted, env):
+        click.echo(f"spillshim: {applied.line}", err=True)
     if no_remember:
         wanted.variables[remember.VARIABLE] = "0"
     known = {**env, **wanted.variables}
-    past = remember.recall(found, argv, known, chosen.name if chosen else None, chosen.model_file(argv, env) if chosen else None)
+    past = remember.recall(found, argv, known, applied.profile.name if applied.profile else None, applied.model)
     wanted.variables.update(past.variables)
     for line in [] if launch.quiet(wanted, env) else past.lines:
         click.echo(f"spillshim: {line}", err=True)
