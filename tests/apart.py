@@ -27,9 +27,8 @@ for folder in {folders}; do
     mount -t overlay overlay -o lowerdir=$folder,upperdir=/mnt$folder/upper,workdir=/mnt$folder/work $folder
 done
 """
-
-
 _MACHINE = ("--pid", "--fork", "--mount-proc", "--kill-child", "--cgroup", "--uts", "--ipc", "--net")
+# Puts the shell into the groups that are its arguments up to --, and becomes the rest.
 _ENTER = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
 
 

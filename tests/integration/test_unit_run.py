@@ -49,7 +49,18 @@ ProtectSystem=strict
 PrivateTmp=yes
 NoNewPrivileges=yes
 RestrictAddressFamilies=AF_INET
-LimitCORE=0
+SystemCallFilter=@system-service
+SystemCallArchitectures=native
+MemoryDenyWriteExecute=yes
+RestrictNamespaces=yes
+LockPersonality=yes
+ProtectControlGroups=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+ProcSubset=pid
+PrivateUsers=yes
+CapabilityBoundingSet=
+UMask=0077
 {more}
 """
 # Ends systemd, and so the namespaces, when it has ended.

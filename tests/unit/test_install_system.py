@@ -151,6 +151,12 @@ def test_somebody_elses_file_is_not_replaced(root: Path) -> None:
     assert (root / CONF).read_text() == "/opt/other\n"
 
 
+def test_a_packages_folder(root: Path) -> None:
+    result = CliRunner().invoke(main, ["install-system"], env={"DESTDIR": str(root)}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert (root / PLACE / "libspillshim.so").exists()
+
+
 def test_nothing_installed(root: Path) -> None:
     refused = call(root, "--uninstall")
     assert refused.exit_code == 1
