@@ -33,7 +33,6 @@ def _cupy() -> ModuleType:
     return cupy
 
 
-@functools.cache
 def allocator(tier: str = "") -> Any:
     """The cupy.cuda.PythonFunctionAllocator, without a cache; its memory has the hint `tier` ("ram", "vram")."""
     if tier not in allocators.HINTS:
@@ -51,9 +50,13 @@ def allocator(tier: str = "") -> Any:
 
 
 @functools.cache
-def pool(tier: str = "") -> Any:
-    """The cupy.cuda.MemoryPool on it, one for each hint. free_all_blocks() releases what is unused in it."""
+def _pool(tier: str) -> Any:
     return _cupy().cuda.MemoryPool(allocator(tier).malloc)
+
+
+def pool(tier: str = "") -> Any:
+    """The cupy.cuda.MemoryPool on it, one for each hint. Its free_all_blocks() releases what is unused."""
+    return _pool(tier)
 
 
 def use() -> AbstractContextManager[None]:

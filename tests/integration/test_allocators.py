@@ -436,3 +436,87 @@ def test_nothing_is_intercepted_without_the_preload(script):
         False,
     )
     assert told["result"] == 2 and told["small"] == 0 and told["type"] == 2
+
+
+# --- the libraries' modules (the libraries themselves: tests/clients/test_allocators.py, tests/gpu/apps/app_allocators.py) -------------
+
+
+@BOTH
+def test_cupy_by_a_stand_in(script, preloaded):
+    """The pool is asked once more after it has given back its cache, each hint has a pool of its own, and an array's extent is found
+    whatever its strides are."""
+    told = script(
+        """
+        import standin_cupy
+        sys.modules["cupy"] = standin_cupy
+        from spillshim.allocators import cupy as spill
+        ctx, alloc = Ctx(), standin_cupy.cuda.alloc
+        before = mem_info()[0]
+        with spill.use():
+            plain = alloc(8 * MIB)
+            with spill.prefer("ram"):
+                wished = alloc(8 * MIB)
+            with spill.keep("vram"):
+                kept = alloc(8 * MIB)
+            tiers = [in_ram(one.ptr, one.size) for one in (plain, wished, kept)]
+            first, second = alloc(24 * MIB), alloc(20 * MIB)
+            spill.pool().free(first)
+            limited = alloc(26 * MIB)  # no room in RAM: only what the cache gives back
+            said = []
+            for call in (lambda: alloc(96 * MIB), lambda: alloc(0), lambda: spill.prefer("vram"), lambda: spill.allocator("disk"),
+                         lambda: spill.cold([1])):
+                try:
+                    call()
+                except Exception as error:
+                    said.append(f"{type(error).__name__}: {error}")
+        p, array = wished.ptr, standin_cupy.ndarray
+        arrays = [array(p, (8 * MIB,), (1,)), array(p + 2 * MIB - 1, (2 * MIB,), (-1,)), array(p + MIB, (2, 3, 5), (4096, -512, 2)), array(p, (0, 4), (4, 1))]
+        found = [spill.in_ram(one) for one in arrays]
+        moved = spill.cold(array(kept.ptr, (8 * MIB,), (1,)))
+        asked = [spill.pool(tier).asked for tier in ("", "ram", "vram")]
+        for one, tier in ((plain, ""), (wished, "ram"), (kept, "vram"), (second, ""), (limited, "")):
+            spill.pool(tier).free(one)
+        for tier in ("", "ram", "vram"):
+            spill.pool(tier).free_all_blocks()
+        done(tiers=tiers, said=said, found=found, moved=moved, asked=asked, before=before, after=mem_info()[0])
+        """,
+        preloaded,
+        env={"SPILLSHIM_HOST_LIMIT": "10M", "SPILLSHIM_MOVES": "order"},
+    )
+    assert told["tiers"] == [0, 8 * MIB, 0] and told["moved"] == 0
+    assert told["found"] == [8 * MIB, 2 * MIB, 4096 + 1024 + 9, 0]
+    assert told["asked"] == [3 + 2 + 2 + 1, 1, 1], "asked twice for what did not fit"
+    errors = [line.split(":")[0] for line in told["said"]]
+    assert errors == ["CUDARuntimeError", "ValueError", "ValueError", "ValueError", "TypeError"] and told["said"][0].endswith("cudaError 2")
+    assert told["before"] == told["after"]
+
+
+def test_a_library_that_is_not_installed(script):
+    told = script(
+        """
+        said = []
+        for name in ("torch", "cupy", "rmm"):
+            sys.modules[name] = None
+        from spillshim.allocators import cupy, rmm, torch
+        for call in (torch.pool, cupy.pool, rmm.resource):
+            try:
+                call()
+            except spillshim.errors.SpillshimError as error:
+                said.append(str(error))
+        sys.modules["torch"] = type(sys)("torch")
+        sys.modules["torch"].__version__ = "2.0"
+        for cuda in (None, "12.1"):
+            sys.modules["torch"].version = type(sys)("version")
+            sys.modules["torch"].version.cuda = cuda
+            sys.modules["torch"].cuda = None
+            try:
+                torch.pool()
+            except spillshim.errors.SpillshimError as error:
+                said.append(str(error))
+        done(said=said)
+        """,
+        False,
+    )
+    said = told["said"]
+    assert [f"needs {name}: " in line for name, line in zip(("PyTorch", "CuPy", "RMM"), said, strict=False)] == [True] * 3
+    assert "built without it" in said[3] and "no torch.cuda.MemPool\n  2.7 or newer has." in said[4]

@@ -57,6 +57,7 @@ class Load:
     cap: float = 0.6  # of the bytes that it says it needs
     env: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[str] = ()  # of `spillshim run`
+    preload: bool = True  # False: it uses the allocators itself when it sees SPILLSHIM_VRAM_LIMIT
 
 
 @dataclass
@@ -182,6 +183,9 @@ class App:
                 state.mkdir(mode=0o700, exist_ok=True)
                 env["SPILLSHIM_STATE_DIR"] = str(state)
             shim = [sys.executable, "-m", "spillshim", "run", "--quiet", "--vram-limit", f"{cap // MIB}M", *load.options, "--"]
+            if not load.preload:
+                shim = []
+                env.update(SPILLSHIM_VRAM_LIMIT=f"{cap // MIB}M", SPILLSHIM_QUIET="1")
             capped = run([*shim, *argv], env, deadline - time.monotonic(), stats)
         except NotHere as why:
             self._unanswered(load, str(why))
