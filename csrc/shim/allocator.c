@@ -11,11 +11,13 @@
 enum { COLD_PATIENCE_MS = 250 };
 
 struct visit {
+    CUstreamCaptureMode mode; /* the thread's */
     bool pushed;
     int release; /* the device whose primary context was retained for the call; -1: none */
 };
 
-/* Have a context of `device` current, until leave(). */
+/* Have a context of `device` current, until leave(), and no capture in the way: who allocates for a captured graph by an allocator of
+ * his own wants memory, not a node. */
 static CUresult enter(int device, struct visit *v)
 {
     const struct spill_driver *d = spill_driver();
@@ -23,16 +25,18 @@ static CUresult enter(int device, struct visit *v)
     CUcontext ctx;
     unsigned flags;
     int active = 0;
-    *v = (struct visit){ .release = -1 };
+    *v = (struct visit){ .mode = CU_STREAM_CAPTURE_MODE_GLOBAL, .release = -1 };
     if (!d->cuInit || !d->cuCtxGetDevice)
         return SPILL_MISSING;
     CUresult r = d->cuCtxGetDevice(&now);
-    if (r == CUDA_SUCCESS && now == device)
+    bool none = r == CUDA_ERROR_INVALID_CONTEXT || r == CUDA_ERROR_NOT_INITIALIZED;
+    if (r == CUDA_ERROR_NOT_INITIALIZED && (r = d->cuInit(0)) != CUDA_SUCCESS)
+        return r;
+    v->mode = spill_capture_enter();
+    if (r == CUDA_SUCCESS && !none && now == device)
         return CUDA_SUCCESS;
-    if (r == CUDA_ERROR_NOT_INITIALIZED)
-        r = d->cuInit(0);
-    else if (r == CUDA_ERROR_INVALID_CONTEXT)
-        r = CUDA_SUCCESS; /* the thread has none */
+    if (none)
+        r = CUDA_SUCCESS;
     if (r == CUDA_SUCCESS)
         r = d->cuDevicePrimaryCtxGetState(device, &flags, &active);
     /* By our own hooks: this context has to be known, as any that the program makes. */
@@ -54,6 +58,7 @@ static void leave(const struct visit *v)
         spill_driver()->cuCtxPopCurrent_v2(&popped);
     if (v->release >= 0)
         cuDevicePrimaryCtxRelease_v2(v->release);
+    spill_capture_leave(v->mode);
 }
 
 static CUresult allocate(const void *caller, size_t size, int device, CUdeviceptr *p)

@@ -21,7 +21,7 @@ from spillshim.errors import SpillshimError
 
 __all__ = ["allocate", "cold", "free", "hooked", "in_ram", "keep", "library_path", "prefer"]
 
-_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_OUT_OF_MEMORY, _NOT_FOUND = 2, 500  # of CUresult
 HINTS = {"": 0, "ram": 1, "vram": 2}  # of spill_memory_hint (csrc/shim/allocator.h)
 
 
@@ -90,6 +90,8 @@ def allocate(size: int, device: int = 0) -> int:
     error = _library().spill_memory_alloc(size, device, ctypes.byref(pointer))
     if error == _OUT_OF_MEMORY:
         raise MemoryError(f"neither VRAM nor the RAM budget has {size} bytes left for device {device}")
+    if error == _NOT_FOUND:
+        raise SpillshimError("there is no CUDA driver: libcuda.so.1 cannot be loaded", "`spillshim doctor` says why.")
     if error:
         raise SpillshimError(f"the CUDA driver refused {size} bytes for device {device}: error {error}")
     return pointer.value

@@ -4,6 +4,7 @@ and without, and hints that decide where memory lies."""
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -312,6 +313,32 @@ def test_threads_share_one_engine(script, preloaded):
 
 
 @BOTH
+def test_while_a_stream_is_captured(script, preloaded):
+    """Memory for a graph is asked for while it is captured, in the mode that forbids it to the driver's own allocator: it is no part of
+    the graph, and the capture stays valid."""
+    told = script(
+        """
+        ctx = Ctx()
+        s, g = stream(), u64()
+        outer = allocate(24 * MIB)
+        cu("cuStreamBeginCapture_v2", s, 0)
+        held = [allocate(size) for size in (MIB, 8 * MIB, 48 * MIB)]
+        cu("cuMemcpyDtoDAsync_v2", held[1], outer, 8 * MIB, s)
+        ended = code("cuStreamEndCapture", s, ref(g))
+        launch = u64()
+        cu("cuGraphInstantiateWithFlags", ref(launch), g.value, 0)
+        data = pattern(8 * MIB, 4)
+        upload(outer, data)
+        cu("cuGraphLaunch", launch.value, s)
+        cu("cuStreamSynchronize", s)
+        done(ended=ended, ram=in_ram(held[2], 48 * MIB), same=bool((download(held[1], 8 * MIB) == data).all()))
+        """,
+        preloaded,
+    )
+    assert told["ended"] == 0 and told["ram"] > 0 and told["same"]
+
+
+@BOTH
 def test_a_second_device(script, preloaded):
     """Whatever context is current: memory is of the device that was asked for, and the context is as it was."""
     told = script(
@@ -422,6 +449,13 @@ def test_a_library_that_does_not_load(script, tmp_path, libspillshim):
         env={"SPILLSHIM_LIBRARY": str(broken)},
     )
     assert "cut off" in told["said"] and str(broken) in told["said"]
+
+
+def test_a_machine_without_a_driver(run_sim, libspillshim):
+    text = "from spillshim import allocators as a, errors as e\ntry: a.allocate(4096)\nexcept e.SpillshimError as said: print(said)"
+    env = {"PYTHONPATH": str(Path(spillshim.__file__).parents[1]), "SPILLSHIM_LIBRARY": str(libspillshim), "LD_LIBRARY_PATH": ""}
+    told = run_sim([sys.executable, "-c", text], shim=False, env=env).ok().stdout
+    assert "there is no CUDA driver" in told and "spillshim doctor" in told
 
 
 def test_nothing_is_intercepted_without_the_preload(script):
