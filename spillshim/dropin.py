@@ -142,7 +142,7 @@ def compose(name: str, service: Service | None, options: Mapping[str, str], prof
         "does, 8M, systemd's default, would be all that could spill.",
         "LimitMEMLOCK=infinity",
     )
-    _look_at_sandbox(made, service)
+    _look_at_sandbox(made, service, options)
     return made
 
 
@@ -209,7 +209,7 @@ def _program(made: DropIn, service: Service) -> program.Program | None:
     return found
 
 
-def _look_at_sandbox(made: DropIn, service: Service) -> None:
+def _look_at_sandbox(made: DropIn, service: Service, options: Mapping[str, str]) -> None:
     """Settings of the unit in which the shim would fail, undone where a drop-in can."""
     if service.last("ProcSubset") == "pid":
         made.add("The shim reads /proc/meminfo before it pins memory, and pins none where it cannot.", "ProcSubset=all")
@@ -220,8 +220,10 @@ def _look_at_sandbox(made: DropIn, service: Service) -> None:
     under = made.library.is_relative_to
     if any(under(path.lstrip("-+")) for path in forbidden) and not any(path != "/" and under(path.lstrip("-+")) for path in allowed):
         made.add("The unit forbids to execute what it does not name.", f"ExecPaths={made.library.parent}")
-    if "LD_PRELOAD" in _from_files(service):
-        files = ", ".join(service.words("EnvironmentFile"))
+    from_files, files = _from_files(service), ", ".join(service.words("EnvironmentFile"))
+    if overridden := sorted({*options, "SPILLSHIM_STATE_DIR"} & {*from_files}):
+        made.warnings.append((f"EnvironmentFile={files} sets {', '.join(overridden)}, which wins over a drop-in", "Change it there, or take it out."))
+    if "LD_PRELOAD" in from_files:
         made.problems.append((f"EnvironmentFile={files} sets LD_PRELOAD, which wins over a drop-in", f"Put {made.library} into that line, or take the line out."))
     if limit := service.last("MemoryMax"):
         made.warnings.append((f"{service.name} has MemoryMax={limit}, and what spills is held against it", "Raise it with MemoryMax= in the drop-in where more is to spill."))

@@ -219,6 +219,14 @@ def test_an_environment_file_that_wins(call: Call, place: Path) -> None:
     refused(call(f"{UNIT}EnvironmentFile=-{file}\n"), str(file), "LD_PRELOAD")
 
 
+def test_an_environment_file_that_wins_over_an_option(call: Call, place: Path) -> None:
+    file = place / "default"
+    file.write_text("SPILLSHIM_HOST_LIMIT=1G\nSPILLSHIM_LOG=info\n")
+    result = call(f"{UNIT}EnvironmentFile={file}\n", "--host-limit", "24G")
+    assert lines(result)
+    assert f"EnvironmentFile={file} sets SPILLSHIM_HOST_LIMIT, which wins" in result.stderr
+
+
 # --- what is warned of ----------------------------------------------------------------------------------------------------
 
 
