@@ -21,7 +21,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
-from spillshim import launch, native
+from spillshim import launch, native, profiles
 from spillshim.errors import SpillshimError
 from spillshim.sizes import GIB, MIB, human
 
@@ -382,6 +382,16 @@ def check_platform(root: Path = Path("/")) -> list[Finding]:
     return found or [Finding("platform", OK, "Linux, not in a container that is known")]
 
 
+def check_profiles() -> list[Finding]:
+    """Whether every application profile can be used: a bad file stops `run`."""
+    try:
+        found = profiles.load_all()
+    except SpillshimError as error:
+        return [Finding("profiles", FAIL, " ".join(error.message.split()), error.fix)]
+    counts = {origin: sum(one.origin == origin for one in found.values()) for origin in profiles.ORIGINS}
+    return [Finding("profiles", OK, ", ".join(f"{count} {origin}" for origin, count in counts.items() if count))]
+
+
 def all_findings(env: Mapping[str, str]) -> list[Finding]:
     """Every check, in the order in which they are worth reading. `env` is what a program would get."""
     checks: list[Callable[[], list[Finding]]] = [
@@ -392,5 +402,6 @@ def all_findings(env: Mapping[str, str]) -> list[Finding]:
         check_memlock,
         check_shm,
         check_platform,
+        check_profiles,
     ]
     return [finding for check in checks for finding in check()]

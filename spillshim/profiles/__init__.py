@@ -10,11 +10,11 @@ here executes a program or imports one; a program that no profile recognises pay
 from typing import Any
 
 from spillshim.profiles.apply import Applied, apply
-from spillshim.profiles.load import Loaded, load_all, named
+from spillshim.profiles.load import ORIGINS, Loaded, load_all, named
 from spillshim.profiles.recognise import Choice, arguments, choose, explain
 from spillshim.profiles.tell import line, told
 
-__all__ = ["Applied", "Choice", "Loaded", "apply", "arguments", "choose", "explain", "line", "load_all", "named", "schema", "told"]
+__all__ = ["ORIGINS", "Applied", "Choice", "Loaded", "apply", "arguments", "choose", "explain", "line", "load_all", "named", "schema", "told"]
 
 
 def schema() -> dict[str, Any]:

@@ -30,6 +30,7 @@ else:
 
 PACKAGE = Path(__file__).resolve().parents[1] / "apps"
 SYSTEM = Path("/etc/spillshim/apps")
+ORIGINS = ("built in", "system", "user", "given")
 LARGEST_FILE = 256 << 10  # bytes; a profile has some lines
 _ADVICE = "Mend the file, or give --profile none (which reads no profile) or --profile NAME."
 
@@ -43,7 +44,7 @@ class Loaded:
 
     @property
     def origin(self) -> str:
-        return ("built in", "system", "user", "given")[self.level]
+        return ORIGINS[self.level]
 
 
 def folders() -> list[Path]:

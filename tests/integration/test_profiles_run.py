@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from spillshim import cli
+from spillshim import checks, cli
+from spillshim.profiles import load
 
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
 
@@ -168,6 +169,17 @@ def told(app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return result.stdout
 
     return call
+
+
+def test_doctor_looks_at_every_file(app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(load, "SYSTEM", tmp_path / "nowhere")
+    (good,) = checks.check_profiles()
+    assert (good.status, good.detail) == (checks.OK, f"{len(list(load.PACKAGE.glob('*.toml')))} built in, 1 user")
+    (tmp_path / "config/spillshim/apps/bad.toml").write_text('summary = "s"\nfoo = 1\nbar = 2\n')
+    (bad,) = checks.check_profiles()
+    assert bad.status == checks.FAIL and bad.fix
+    assert "bad.toml is wrong: line 2: foo: unknown key" in bad.detail and "line 3: bar: unknown key" in bad.detail
 
 
 def test_profiles_are_listed_with_their_origin(told, tmp_path: Path) -> None:

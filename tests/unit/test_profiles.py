@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,38 @@ def test_one_bad_file_among_others_is_an_error_and_none_is_not_read(write) -> No
         profiles.choose(["sh"], found, {})
     assert profiles.choose(["sh"], found, {}, "none") is None
     assert profiles.choose(["sh"], found, {"SPILLSHIM_PROFILE": "good"}).name == "good"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["llama.cpp", "jax"])
+def test_a_damaged_file_is_an_error_with_its_name_or_a_profile(folders, name: str, seed: int) -> None:
+    """Bytes of a real one changed, cut, doubled: never another exception, never another file named."""
+    draw = random.Random(seed)
+    print("seed", seed)
+    whole = (Path(load.__file__).parents[1] / f"apps/{name}.toml").read_bytes()
+    path, refused = folders[0] / f"{name}.toml", 0
+    (folders[0] / "base.toml").write_text('summary = "s"\n')
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            at, length = draw.randrange(len(data)), draw.randint(1, 40)
+            what = draw.choice(["change", "cut", "double", "end"])
+            if what == "change":
+                data[at] = draw.choice(b'[]{}"=,.#\n\xff\0 0aZ-')
+            elif what == "cut":
+                del data[at : at + length]
+            elif what == "double":
+                data[at:at] = data[at : at + length]
+            else:
+                del data[at + 1 :]
+        path.write_bytes(data)
+        try:
+            one = profiles.named(name).profile
+            assert all(isinstance(value, str) for value in one.proposed(["x", "-c", "1"], {}).values())
+        except SpillshimError as error:
+            refused += 1
+            assert str(path) in error.message
+    assert refused > 50
 
 
 # --- which file counts ------------------------------------------------------------------------------------------------
