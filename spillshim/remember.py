@@ -300,7 +300,7 @@ def wanted(env: Mapping[str, str]) -> bool:
     """False where the user has said where to, or not to remember, or where nothing can spill."""
     off = ("1", "on", "yes", "true")
     return (
-        VARIABLE not in env
+        not env.get(VARIABLE)
         and env.get("SPILLSHIM_DISABLE", "0") not in off
         and env.get("SPILLSHIM_SPILL", "1") not in ("0", "off", "no", "false")
     )

@@ -27,7 +27,7 @@ static atomic_flag writing = ATOMIC_FLAG_INIT;
 static struct spill_late list[SPILL_LATE_MAX];
 static uint64_t written[SPILL_LATE_MAX]; /* `need` as it was written down, and 1, by place in the list; 0: not yet */
 static char text[FILE_MAX];
-static bool rested;
+static atomic_bool rested;
 
 bool spill_remember_wanted(void) { return spill_config()->remember[0] == '/'; }
 
@@ -80,8 +80,9 @@ bool spill_remember_recall(uint64_t limit, uint32_t index, uint64_t size, struct
     name_of(limit, index, size, name);
     int err = read_file(name, content, sizeof content);
     if (err) {
-        if (err != ENOENT)
-            spill_log(SPILL_LOG_WARN, "what is remembered of an allocation is ignored: %s (%s/%s)", strerror(err), spill_config()->remember, name);
+        if (err != ENOENT) /* `spillshim run` has told it, too */
+            spill_log(SPILL_LOG_INFO, "what is remembered of an allocation is ignored: %s (%s/%s)",
+                      err == EPROTO ? "it is damaged or of another version" : strerror(err), spill_config()->remember, name);
         return false;
     }
     uint64_t keep, waits;

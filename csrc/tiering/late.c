@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What came late: for each of a program's first regions, how much VRAM the later and smaller ones, and what is not managed, took at most.
  * That is what should have been left free for them when it was placed. Called by engine.c and settle.c while something is remembered
- * (shim/remember.c writes it down, and knows it at the next start); costs nothing else.
+ * (shim/remember.c writes it down, and knows it at the next start).
  *
  * Only smaller ones count, because the settle pass gives VRAM to the smallest first and has the largest pay: what is kept back so is what
  * that pass would have made free, so nothing is left to be moved. Only the start counts (START_WAITS): VRAM is not kept for hours for
@@ -129,7 +129,7 @@ void spill_late_rest(void)
     if (!wanted())
         return;
     for (int i = 0; i < SPILL_MAX_DEVICES; i++)
-        ram_at_rest[i] = regions[i] ? spill_device(i)->ram_used : 0;
+        ram_at_rest[i] = regions[i] ? __atomic_load_n(&spill_device(i)->ram_used, __ATOMIC_RELAXED) : 0;
     spill_region_each(take_off_cold, NULL);
     for (uint32_t i = 0; i < count; i++) {
         struct spill_late *e = &list[i];
@@ -139,7 +139,8 @@ void spill_late_rest(void)
     }
 }
 
-/* Who pays for what does not fit: the largest, until it is enough. Of regions of one size the first. */
+/* Who pays for what does not fit: the largest, until it is enough. Of regions of one size the last, for the others came while there was
+ * room. */
 static void choose_payers(int device)
 {
     uint64_t left = ram_at_rest[device];
@@ -147,7 +148,7 @@ static void choose_payers(int device)
         struct spill_late *largest = NULL;
         for (uint32_t i = 0; i < count; i++)
             if (list[i].device == device && list[i].rested && !list[i].stays && !list[i].payer &&
-                (!largest || list[i].mapped > largest->mapped))
+                (!largest || list[i].mapped >= largest->mapped))
                 largest = &list[i];
         if (!largest)
             break;
