@@ -178,7 +178,7 @@ _OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
         "STATS",
         {"type": OutputFileType(), "help": "Append one JSON object per process that used CUDA to FILE when it ends."},
     ),
-    ("--quiet", "QUIET", {"is_flag": True, "flag_value": "1", "help": "No summary line when the program ends."}),
+    ("--quiet", "QUIET", {"is_flag": True, "flag_value": "1", "help": "No lines that only inform: about the profile, and at the program's end."}),
 ]
 
 

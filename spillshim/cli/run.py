@@ -45,7 +45,8 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
         click.echo(
             f"spillshim: warning: {found.unreadable}; whether the shim can be loaded into it is not known", err=True
         )
-    applied = profiles.apply(wanted, env, argv, found, profile)
+    # What a profile says is right with the shim only.
+    applied = profiles.apply(wanted, env, argv, found, "none" if found.problems else profile)
     wanted = applied.settings
     if applied.profile and not launch.quiet(wanted, env):
         click.echo(f"spillshim: {applied.line}", err=True)

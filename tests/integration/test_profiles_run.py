@@ -155,6 +155,13 @@ def test_doctor_runs_the_program_as_run_does(run, app: Path) -> None:
     assert json.loads(run("doctor", "--json", "--profile", "none", "--", app).stdout.splitlines()[-1])["profile"] is None
 
 
+def test_a_program_that_runs_without_the_shim_gets_no_profile(run, app: Path, c_program) -> None:
+    source = "#include <stdlib.h>\nint main(void)\n{\n    return getenv(\"APP_MODE\") ? 1 : 0;\n}\n"
+    app.write_bytes(c_program(source, link_libcuda=False, flags=["-static"], name="static").read_bytes())
+    result = run("run", "--force", "--", app).ok()
+    assert "profile" not in result.stderr and "statically linked" in result.stderr
+
+
 # --- the command that tells of them, in this process -----------------------------------------------------------------
 
 
