@@ -8,6 +8,8 @@ llama.cpp in llama-server's place. What ollama parses has to arrive intact, and 
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 
 import llama
@@ -157,6 +159,18 @@ def test_a_load_that_no_ram_is_left_for_reads_as_out_of_memory(serve):
     with pytest.raises(AssertionError, match="ended with 3") as refused:
         served.load(models["a"], CONTEXT)
     assert any("cudaMalloc failed" in line for line in ollama.error_lines(str(refused.value)))
+
+
+@pytest.mark.parametrize(("options", "total", "said"), [((), 206, "spillshim: profile ollama: "), (("--profile", "none"), 200, "")])
+def test_the_command_takes_its_profile_and_leaves_stdout_alone(spillshim, c_program, sim_dir, tmp_path, options, total, said):
+    """What `spillshim run -- ollama ...` hands to all that ollama starts, asked by a program of that name."""
+    program = tmp_path / "ollama"
+    shutil.copy(c_program("ollama_runner.c", link_libcuda=False), program)
+    backend = c_program("ollama_backend.c", shared=True, flags=[f"-L{sim_dir}", "-l:libcudart.so.13"])
+    ran = spillshim("run", "--sim", "vram=200M", *options, "--", program, "--list-devices", env={"GGML_BACKEND_PATH": str(backend)})
+    assert re.fullmatch(rf"Available devices:\n  CUDA0: .* \({total} MiB, \d+ MiB free\)\n", ran.ok().stdout), ran.stdout
+    ours = [line for line in ran.stderr.splitlines() if line.startswith("spillshim")]
+    assert len(ours) == bool(said) and all(line.startswith(said) for line in ours), ran.stderr
 
 
 def test_the_pattern_of_an_error_finds_ours_where_it_is_one():
