@@ -31,6 +31,7 @@
 #define cuEventDestroy cuEventDestroy_v2
 #define cuCtxCreate cuCtxCreate_v4
 #define cuCtxDestroy cuCtxDestroy_v2
+#define cuCtxPopCurrent cuCtxPopCurrent_v2
 #define cuDevicePrimaryCtxRelease cuDevicePrimaryCtxRelease_v2
 
 static inline void open_fail(const char *what, int line, CUresult r)

@@ -520,12 +520,14 @@ static void step_context(struct worker *w)
     if (!at->ctx) {
         CUresult r = cuCtxCreate(&at->ctx, NULL, 0, device);
         if (r != CUDA_SUCCESS) {
-            CHECK(r == CUDA_ERROR_OUT_OF_MEMORY);
+            if (r != CUDA_ERROR_OUT_OF_MEMORY)
+                open_fail("cuCtxCreate", __LINE__, r);
             at->ctx = NULL;
             return;
         }
         w->contexts++;
         place_open(at);
+        MUST(cuCtxPopCurrent(&(CUcontext){ NULL })); /* else the thread's stack grows with each one that it makes */
         place_enter(w, 0);
         return;
     }
