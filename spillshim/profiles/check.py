@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from spillshim.errors import SpillshimError
+from spillshim.profiles.load import ADVICE
 from spillshim.profiles.model import PLAIN, WHEN, Match, Settings, Shim, When
 
-ADVICE = "Mend the file, or give --profile none (which reads no profile) or --profile NAME."
 
 def line_of(text: str, place: Sequence[str | int]) -> int | None:
     """The line of the key at `place`, or of the innermost table around it that has one; the parser keeps no positions."""

@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "apps"
 SYSTEM = Path("/etc/spillshim/apps")
 ORIGINS = ("built in", "system", "user", "given")
 LARGEST_FILE = 256 << 10  # bytes; a profile has some lines
-_ADVICE = "Mend the file, or give --profile none (which reads no profile) or --profile NAME."
+ADVICE = "Mend the file, or give --profile none (which reads no profile) or --profile NAME."
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,22 @@ def folders() -> list[Path]:
 def _parsed(path: Path) -> tuple[str, dict[str, Any]]:
     """The text of one file, and what TOML makes of it. Raises SpillshimError that names the file, and the line if it can."""
     try:
+        if not path.is_file() and not path.is_dir() and path.exists():
+            raise SpillshimError(f"the profile {path} is not a regular file", ADVICE)
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise SpillshimError(f"cannot read the profile {path}: {error.strerror}", _ADVICE) from error
+        raise SpillshimError(f"cannot read the profile {path}: {error.strerror}", ADVICE) from error
     if len(raw) > LARGEST_FILE:
-        raise SpillshimError(f"{path} is larger than {LARGEST_FILE >> 10} KiB: no profile", _ADVICE)
+        raise SpillshimError(f"{path} is larger than {LARGEST_FILE >> 10} KiB: no profile", ADVICE)
     try:
         text = raw.decode()
         return text, tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise SpillshimError(f"the profile {path}: line {line}: not UTF-8 text ({error.reason})", _ADVICE) from error
+        raise SpillshimError(f"the profile {path}: line {line}: not UTF-8 text ({error.reason})", ADVICE) from error
     except tomllib.TOMLDecodeError as error:
-        raise SpillshimError(f"the profile {path} is not TOML: {error}", _ADVICE) from error
+        raise SpillshimError(f"the profile {path} is not TOML: {error}", ADVICE) from error
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -77,7 +79,7 @@ def _files(folder: Path) -> dict[str, Path]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise SpillshimError(f"cannot read the folder of profiles {folder}: {error.strerror}", _ADVICE) from error
+        raise SpillshimError(f"cannot read the folder of profiles {folder}: {error.strerror}", ADVICE) from error
 
 
 class _Reader:
@@ -124,7 +126,7 @@ class _Reader:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known ones: {', '.join(known)}"
                 raise SpillshimError(
                     f"the profile {path} is wrong:\n    line {line}: extends: no profile is named {settings.extends!r}{hint}",
-                    _ADVICE,
+                    ADVICE,
                 )
             base = self.profile(settings.extends, found[1], found[0], (*chain, path))
         self.made[path] = model.Profile(name, str(path), settings, base)

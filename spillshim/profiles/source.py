@@ -102,6 +102,8 @@ def _names(tree: ast.Module, package: str) -> Iterator[str]:
 
 def _read(path: Path) -> ast.Module | None:
     try:
+        if not path.is_file():  # a pipe (`python <(...)`) is the program's to read
+            return None
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
     except OSError:

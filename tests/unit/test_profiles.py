@@ -124,6 +124,12 @@ def test_a_file_that_cannot_be_read_is_named(folders) -> None:
     assert "No such file" in wrong("/no/such/file.toml")
 
 
+def test_a_pipe_is_no_profile(folders) -> None:
+    path = folders[2] / "bad.toml"
+    os.mkfifo(path)
+    assert wrong() == f"the profile {path} is not a regular file"
+
+
 def test_a_file_of_absurd_size_is_refused(write) -> None:
     write("bad", "# " + "x" * load.LARGEST_FILE)
     assert "is larger than 256 KiB" in wrong()
@@ -359,6 +365,16 @@ def test_a_source_that_does_not_parse_imports_nothing(tmp_path: Path, content: b
     (tmp_path / "a.py").write_bytes(content)
     assert source.imports(source.Code(script=Path("a.py")), tmp_path) == set()
     assert source.imports(source.Code(script=Path("missing.py")), tmp_path) == set()
+
+
+def test_a_pipe_is_left_to_the_program(tmp_path: Path) -> None:
+    """`python <(...)`: what is read here the program would miss."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as pipe:
+        os.write(writer, b"import torch\n")
+        os.close(writer)
+        assert source.imports(source.Code(script=Path(f"/dev/fd/{reader}")), tmp_path) == set()
+        assert pipe.read() == "import torch\n"
 
 
 def test_modules_that_import_each_other_end(tmp_path: Path) -> None:
