@@ -60,11 +60,25 @@ def _copy_with_libraries(programs: list[Path], root: Path) -> None:
             shutil.copy(os.path.realpath(library), target)
 
 
+SPECIFICATIONS = Path("/var/run/cdi")
+
+
 @pytest.fixture
-def containers(need: Callable[[str], str], c_program, libspillshim: Path, probe_path: Path, sim_dir: Path, spillshim, tmp_path: Path) -> Iterator[Containers]:
+def folder_of_specifications() -> Iterator[None]:
+    """podman 4 looks into /etc/cdi and /var/run/cdi only; something must be there to mount over."""
+    made = not SPECIFICATIONS.exists() and os.geteuid() == 0
+    if made:
+        SPECIFICATIONS.mkdir()
+    yield
+    if made:
+        SPECIFICATIONS.rmdir()
+
+
+@pytest.fixture
+def containers(need: Callable[[str], str], c_program, libspillshim: Path, probe_path: Path, sim_dir: Path, spillshim, folder_of_specifications) -> Iterator[Containers]:
     podman = need("podman")
     if os.geteuid() != 0:
-        pytest.skip("needs root: the specification is read from /etc/cdi, here in a mount namespace")
+        pytest.skip("needs root: the specification is read from /var/run/cdi, here in a mount namespace")
     with tempfile.TemporaryDirectory(prefix="spillshim-test-") as folder:
         os.chmod(folder, 0o755)
         place, root = Path(folder), Path(folder) / "root"
@@ -83,8 +97,8 @@ def containers(need: Callable[[str], str], c_program, libspillshim: Path, probe_
             env={"SPILLSHIM_LIBRARY": str(libspillshim)},
         )  # fmt: skip
         assert written.returncode == 0, str(written)
-        # podman 4 looks into /etc/cdi and /var/run/cdi only: there, in a namespace of the call's own.
-        apart = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", 'mkdir -p /var/run/cdi && mount --bind "$0" /var/run/cdi && exec "$@"', str(place / "cdi")]
+        # Mounted in a namespace of the call's own.
+        apart = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(place / "cdi"), str(SPECIFICATIONS)]
         tried = ""
         for runtime in ("crun", "runc"):
             made = Containers([*apart, podman, "--runtime", runtime], root)
