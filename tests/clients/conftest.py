@@ -155,7 +155,7 @@ def watch(run_sim) -> Callable[..., llama.Watch]:
 
 
 def _sections(text: str) -> dict[str, str]:
-    return {title: body for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.M | re.S)}
+    return {title: body for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)}
 
 
 def _render(names: set[str]) -> str:

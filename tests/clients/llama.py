@@ -21,7 +21,7 @@ WHEEL, GGUF = "cyllama-cuda12==0.2.12", "gguf==0.19.0"  # llama.cpp b8833
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 MIB = 1 << 20
 
-_BUFFER = re.compile(r"^[^\n:]*?(\w+):\s+(\S+)\s+(model|KV|compute|output|RS)\s+buffer size\s*=\s*([\d.]+)\s*MiB", re.M)
+_BUFFER = re.compile(r"^[^\n:]*?(\w+):\s+(\S+)\s+(model|KV|compute|output|RS)\s+buffer size\s*=\s*([\d.]+)\s*MiB", re.MULTILINE)
 _LAYERS = re.compile(r"offloaded\s+(\d+)/(\d+)\s+layers to GPU")
 
 
@@ -101,9 +101,9 @@ class Watch:
     def agreed(self, *others: Mapping[str, list[int | None]]) -> tuple[int, int]:
         """Free and total in bytes, when every question has one answer here and in the `others` that were asked just before."""
         answers = [*others, self.ask()]
-        said = {(question, *pair) for one in answers for question, pair in one.items()}
-        free = {pair[1] for pair in said if pair[1] is not None}
-        total = {pair[2] for pair in said}
+        pairs = [pair for one in answers for pair in one.values()]
+        free = {free for free, _ in pairs if free is not None}
+        total = {total for _, total in pairs if total is not None}
         assert len(free) == len(total) == 1, f"the answers differ: {answers}"
         assert 0 <= min(free) <= min(total)
         return free.pop(), total.pop()

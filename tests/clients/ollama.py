@@ -28,7 +28,7 @@ from typing import Any
 
 import llama
 
-_DEVICE = re.compile(r"^\s+(.+?):\s+(.+?)\s+\((\d+)\s+MiB,\s+(\d+)\s+MiB\s+free\)", re.M)
+_DEVICE = re.compile(r"^\s+(.+?):\s+(.+?)\s+\((\d+)\s+MiB,\s+(\d+)\s+MiB\s+free\)", re.MULTILINE)
 _COMPUTE = re.compile(r"Device\s+(\d+):.*compute capability\s+(\d+)\.(\d+)")
 _ARCHITECTURES = re.compile(r"CUDA\s*:\s*ARCHS\s*=\s*([\d,]+)")
 _FREE_AT_LOAD = re.compile(r"using device (\S+)\s+\(.*\)\s+-\s+(\d+)\s+MiB free")
@@ -131,7 +131,7 @@ class Ollama:
         (device,) = json.loads(probed.stdout)["devices"]  # nothing else is on stdout, or this fails
         ((name, _, total, free),) = _DEVICE.findall(listed)
         ((_, major, minor), *_) = _COMPUTE.findall(said + listed)
-        architectures = _ARCHITECTURES.search(said).group(1).split(",")
+        (architectures,) = (found.split(",") for found in _ARCHITECTURES.findall(said))
         return Device(name, int(total) * llama.MIB, int(free) * llama.MIB, (int(major), int(minor)), architectures, device)
 
     def free_now(self) -> int:

@@ -75,14 +75,14 @@ static int buffer(unsigned char **out, size_t mib)
 {
     int r = (int)cudaMalloc((void **)out, mib * MIB);
     if (r)
-        fprintf(stderr, "ggml_backend_cuda_buffer_type_alloc_buffer: allocating %zu.00 MiB on device 0: cudaMalloc failed: %s\n", mib,
-                cudaGetErrorString((cudaError_t)r));
+        fprintf(stderr, "ggml_backend_cuda_buffer_type_alloc_buffer: allocating %zu.00 MiB on device 0: cudaMalloc failed: %s\n",
+                mib, cudaGetErrorString((cudaError_t)r));
     return r;
 }
 
 static int grow_pool(size_t bytes)
 {
-    CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0 } };
+    CUmemAllocationProp prop = { .type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = { .type = CU_MEM_LOCATION_TYPE_DEVICE } };
     CUmemAccessDesc access = { .location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
     CUmemGenericAllocationHandle handle;
     size_t granularity;

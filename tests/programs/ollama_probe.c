@@ -151,8 +151,8 @@ int main(int argc, char **argv)
     found = found > cuda ? found : cuda;
     printf("{\"devices\": [");
     for (int i = 0; i < found; i++)
-        printf("%s{\"name\": \"%s\", \"description\": \"%s\", \"pci\": \"%s\", \"total\": %llu, \"free\": %llu, \"driver_total\": %llu, "
-               "\"compute\": [%d, %d], \"integrated\": %d, \"cuda\": %d, \"driver\": %d}",
+        printf("%s{\"name\": \"%s\", \"description\": \"%s\", \"pci\": \"%s\", \"total\": %llu, \"free\": %llu, "
+               "\"driver_total\": %llu, \"compute\": [%d, %d], \"integrated\": %d, \"cuda\": %d, \"driver\": %d}",
                i ? ", " : "", all[i].name, all[i].description, all[i].pci, (unsigned long long)all[i].total,
                (unsigned long long)all[i].free, (unsigned long long)driver[i].total, all[i].major, all[i].minor, all[i].integrated,
                all[i].cuda, all[i].driver);

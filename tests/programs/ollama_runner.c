@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Stands where llama-server stands under ollama, with the options that ollama fb30760 gives it (discover/llama_server.go,
- * llm/llama_server.go): knows no CUDA by itself, opens the backend that GGML_BACKEND_PATH names. Started by tests/clients/ollama.py:
+ * llm/llama_server.go): knows no CUDA by itself, opens the backend that GGML_BACKEND_PATH names. Started by
+ * tests/clients/ollama.py:
  *     ollama_runner                       says what devices there are and its system_info, then waits to be killed
  *     ollama_runner --list-devices        the list that is parsed, on stdout
  *     ollama_runner --model FILE -c N     loads: weights of the file's size, a KV cache of N tokens, a compute buffer
- * Other options are ignored. Loaded, it speaks as tests/clients/programs/llama_server.py does: {"context": N}, then for each line of
- * stdin `decode N` or `end` one JSON object on stdout. Exit code 3: the model could not be loaded. */
+ * Other options are ignored. Loaded, it speaks as tests/clients/programs/llama_server.py does: {"context": N}, then for each
+ * line of stdin `decode N` or `end` one JSON object on stdout. Exit code 3: the model could not be loaded. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -24,12 +24,12 @@ if len(sys.argv) > 2:
 if not control.init("cuda"):
     sys.exit("comfy-aimdo does not load")
 
-import torch  # noqa: E402  (aimdo asks to be the first)
+import torch
 
 torch.zeros(1).cuda()
 
-import comfy_aimdo.torch  # noqa: E402
-from comfy_aimdo.model_vbar import ModelVBAR, vbar_fault, vbar_unpin  # noqa: E402
+import comfy_aimdo.torch
+from comfy_aimdo.model_vbar import ModelVBAR, vbar_fault, vbar_unpin
 
 if not control.init_device(0):
     sys.exit("comfy-aimdo does not take the device")
