@@ -44,6 +44,6 @@ def test_on_thread_sanitizer(race):
 def test_ten_minutes_and_a_thousand_moves_of_each_kind(race, request):
     done, seed, until = [0, 0, 0], request.config.getoption("--soak-seed"), time.monotonic() + 600
     while min(done) < 1000 or time.monotonic() < until:
-        done = [sum(pair) for pair in zip(done, race(seed, 250, 20, timeout=3600), strict=True)]
+        done = [sum(pair) for pair in zip(done, race(seed, 250, 40, timeout=3600), strict=True)]
         seed += 1
     print("{} demotions, {} promotions, {} moves cut anew".format(*done))

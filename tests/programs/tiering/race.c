@@ -304,7 +304,7 @@ int main(int argc, char **argv)
         snprintf(scenario, sizeof scenario, "round %llu of orders", (unsigned long long)rounds++);
         order(SPILL_RAM, draw(&state, 8) ? draw(&state, 12u << 20) : UINT64_MAX, deadline_ns);
         order(SPILL_VRAM, draw(&state, 8) ? draw(&state, 12u << 20) : UINT64_MAX, deadline_ns);
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 6; i++)
             cut += open_recut(&state, deadline_ns);
         nanosleep(&breath, NULL);
         CHECK(spill_state_now() == SPILL_OPEN);
