@@ -51,7 +51,9 @@ class Record(BaseModel):
 
     version: Literal[1]
     keep: NonNegativeInt  # VRAM that came to be needed after it
-    waits: NonNegativeInt  # times that the program had waited for the GPU until then
+    after: NonNegativeInt  # allocations that came until then
+    waits: NonNegativeInt  # times that the program had waited for the GPU until the last of them
+    rest: NonNegativeInt  # and from there on
     steady: bool  # it was so each time
     when: Literal["rest", "exit", "doubt"]
     pid: NonNegativeInt

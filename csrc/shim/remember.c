@@ -85,11 +85,12 @@ bool spill_remember_recall(uint64_t limit, uint32_t index, uint64_t size, struct
                       err == EPROTO ? "it is damaged or of another version" : strerror(err), spill_config()->remember, name);
         return false;
     }
-    uint64_t keep, waits;
-    if (sscanf(content, HEAD "%" SCNu64 ", \"waits\": %" SCNu64 ", \"steady\": %5[a-z]", &keep, &waits, steady) != 3 || keep > limit ||
-        waits > UINT32_MAX)
+    struct spill_recall r;
+    if (sscanf(content, HEAD "%" SCNu64 ", \"after\": %" SCNu32 ", \"waits\": %" SCNu64 ", \"rest\": %" SCNu64 ", \"steady\": %5[a-z]", &r.keep,
+               &r.after, &r.waits, &r.rest, steady) != 5 || r.keep > limit || r.waits > UINT32_MAX || r.rest > UINT32_MAX)
         return false;
-    *out = (struct spill_recall){ keep, waits, strcmp(steady, "true") == 0 };
+    r.trusted = strcmp(steady, "true") == 0;
+    *out = r;
     char kept[16], of[16];
     spill_log(SPILL_LOG_INFO, "remembered: %s of VRAM came to be needed after an allocation of %s%s", spill_size_text(out->keep, kept),
               spill_size_text(size, of), out->trusted ? "" : ", differently each time: not used");
@@ -140,8 +141,8 @@ static int replace(int folder, const char *name, const char *bytes, size_t lengt
 /* Needs that differ by an eighth at most are the same: drivers and small allocations differ a little. */
 static bool agrees(const struct spill_late *e)
 {
-    uint64_t more = e->was > e->need ? e->was : e->need, less = e->was > e->need ? e->need : e->was;
-    return !e->was || more - less <= more / 8;
+    uint64_t was = e->was.keep, more = was > e->need ? was : e->need, less = was > e->need ? e->need : was;
+    return !was || more - less <= more / 8;
 }
 
 /* When something is written down. */
@@ -154,15 +155,16 @@ enum when {
 static size_t compose(const struct spill_late *e, uint32_t count, enum when when)
 {
     static const char *const name[] = { "rest", "exit", "doubt" };
-    uint64_t keep = when == IN_DOUBT ? e->was : e->need, waits = when == IN_DOUBT ? e->kept_waits : e->waits;
+    const struct spill_recall seen = { e->need, e->after, e->waits, e->rest, agrees(e) }, r = when == IN_DOUBT ? e->was : seen;
     const struct spill_stats *s = spill_stats();
     const struct spill_move_stats *m = spill_move_stats();
     char exe[1024];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     exe[n > 0 ? n : 0] = 0;
     struct spill_json t = { text, text + sizeof text };
-    spill_json(&t, HEAD "%" PRIu64 ", \"waits\": %" PRIu64 ", \"steady\": %s, \"when\": \"%s\", \"pid\": %d, \"exe\": ", keep, waits,
-               when != IN_DOUBT && agrees(e) ? "true" : "false", name[when], (int)getpid());
+    spill_json(&t, HEAD "%" PRIu64 ", \"after\": %" PRIu32 ", \"waits\": %" PRIu64 ", \"rest\": %" PRIu64 ", \"steady\": %s", r.keep, r.after,
+               r.waits, r.rest, when != IN_DOUBT && r.trusted ? "true" : "false");
+    spill_json(&t, ", \"when\": \"%s\", \"pid\": %d, \"exe\": ", name[when], (int)getpid());
     spill_json_string(&t, exe);
     spill_json(&t, ", \"limit\": %" PRIu64 ", \"index\": %" PRIu32 ", \"size\": %" PRIu64 ", \"kept\": %" PRIu64, e->limit, e->index,
                e->size, e->kept);
@@ -185,7 +187,7 @@ static bool worth_writing(const struct spill_late *e, uint64_t was_written, enum
 {
     switch (when) {
     case AT_REST: /* what is known of it is not belittled: the rest may still come */
-        if (e->need < e->was)
+        if (e->need < e->was.keep)
             return false;
         break;
     case AT_EXIT:
@@ -193,7 +195,7 @@ static bool worth_writing(const struct spill_late *e, uint64_t was_written, enum
     case IN_DOUBT: /* it was kept for nothing, as far as one can see: next time nothing shall be */
         return e->kept && e->need < e->kept - e->kept / 8;
     }
-    return (e->was || (e->payer && e->need)) && e->need + 1 != was_written;
+    return (e->was.keep || (e->payer && e->need)) && e->need + 1 != was_written;
 }
 
 static void write_down(enum when when)

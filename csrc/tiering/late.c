@@ -16,7 +16,8 @@ enum { START_WAITS = 1 << 14, GRACE_WAITS = 16 };
 
 static struct spill_late list[SPILL_LATE_MAX];
 static uint32_t count;
-static uint32_t regions[SPILL_MAX_DEVICES]; /* made so far */
+static uint32_t regions[SPILL_MAX_DEVICES]; /* made so far, */
+static uint64_t last_at[SPILL_MAX_DEVICES]; /* the last of them after so many waits */
 static uint64_t ram_at_rest[SPILL_MAX_DEVICES];
 static _Atomic uint64_t waits, hold_until;
 
@@ -30,7 +31,9 @@ static void note(struct spill_late *e, uint64_t other, uint64_t at)
     uint64_t need = e->smaller + (other > e->other ? other - e->other : 0);
     if (e->live && need > e->need && at >= e->since && at - e->since <= START_WAITS) {
         e->need = need;
-        e->waits = at - e->since;
+        e->after = regions[e->device] - e->index - 1;
+        e->waits = last_at[e->device] - e->since;
+        e->rest = at - last_at[e->device];
     }
 }
 
@@ -48,15 +51,21 @@ static bool arrived(const struct spill_late *e)
     return !e->live || e->need >= e->kept - e->kept / 8;
 }
 
-/* More is known to come until all of it has, or until the program has waited for the GPU twice as often as last time. */
+/* Until how many waits more is known to come than `e` has seen. While regions lack, twice as many as last time; once they have come, what
+ * lacks is in none, or has another size than last time. */
+static uint64_t awaited_until(const struct spill_late *e)
+{
+    uint32_t come = regions[e->device] - e->index - 1;
+    if (!e->kept || arrived(e) || come > e->was.after)
+        return 0;
+    return come < e->was.after ? e->since + 2 * e->was.waits + GRACE_WAITS : last_at[e->device] + 2 * e->was.rest + GRACE_WAITS;
+}
+
 static void hold(void)
 {
     uint64_t until = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t end = list[i].since + 2 * list[i].kept_waits + GRACE_WAITS;
-        if (list[i].kept && !arrived(&list[i]) && end > until)
-            until = end;
-    }
+    for (uint32_t i = 0; i < count; i++)
+        until = awaited_until(&list[i]) > until ? awaited_until(&list[i]) : until;
     atomic_store_explicit(&hold_until, until, memory_order_relaxed);
 }
 
@@ -68,7 +77,7 @@ static bool goes_before(const struct spill_region *region, const struct spill_la
 
 bool spill_late_recall(int device, size_t size, enum spill_hint hint, struct spill_recall *out)
 {
-    *out = (struct spill_recall){ 0, 0, false };
+    *out = (struct spill_recall){ .keep = 0 };
     return wanted() && hint == SPILL_HINT_NONE && count < SPILL_LATE_MAX &&
            spill_settings()->recall(spill_device(device)->limit, regions[device], size, out);
 }
@@ -80,17 +89,18 @@ void spill_late_new(struct spill_region *region, const struct spill_recall *know
     region->late = true;
     note_all(region->device);
     uint64_t now, other = spill_other_peak(region->device, &now);
+    uint32_t index = regions[region->device]++;
+    last_at[region->device] = now;
     for (uint32_t i = 0; i < count; i++)
         if (list[i].live && goes_before(region, &list[i])) {
             list[i].smaller += region->mapped;
             note(&list[i], other, now);
         }
-    uint32_t index = regions[region->device]++;
     if (count < SPILL_LATE_MAX)
         list[count++] = (struct spill_late){ .size = region->size, .mapped = region->mapped, .limit = spill_device(region->device)->limit,
                                              .id = region->buffer_id, .slot = region->index, .index = index, .device = region->device,
-                                             .live = true, .stays = region->keep, .other = other, .since = now, .was = known->keep,
-                                             .kept = known->trusted ? known->keep : 0, .kept_waits = known->waits };
+                                             .live = true, .stays = region->keep, .other = other, .since = now, .was = *known,
+                                             .kept = known->trusted ? known->keep : 0 };
     hold();
 }
 

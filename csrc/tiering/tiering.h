@@ -52,7 +52,9 @@ struct spill_probe_result {
 /* What is known of a region from the last time that the program ran. */
 struct spill_recall {
     uint64_t keep;  /* bytes of VRAM that came to be needed after it */
-    uint64_t waits; /* how often the program had waited for the GPU until then */
+    uint32_t after; /* regions that its device had got until then, */
+    uint64_t waits; /* how often the program had waited for the GPU until the last of them, */
+    uint64_t rest;  /* and how often from there on */
     bool trusted;   /* it was so each time; else keep nothing back for it */
 };
 
@@ -299,9 +301,10 @@ struct spill_late {
     uint64_t size, mapped; /* as of the region, bytes */
     uint64_t limit;        /* VRAM of the device that may be used */
     uint64_t need;         /* most that later and smaller (or kept) regions and what is in no region took beside it while it lived */
-    uint64_t waits;        /* times that the program had waited for the GPU by then */
-    uint64_t was;          /* what was known of it, 0: nothing */
-    uint64_t kept, kept_waits; /* and kept back because of that */
+    uint64_t waits, rest;  /* times that the program had waited for the GPU by then: until the last region, and from it on */
+    uint32_t after;        /* regions of the device that came until then */
+    uint64_t kept;         /* bytes kept back for them */
+    struct spill_recall was; /* what was known of it */
     uint64_t ram;          /* bytes of it in RAM at the last rest */
     uint32_t index;        /* its place among the regions of its device, from 0 */
     int device;

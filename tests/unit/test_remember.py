@@ -13,7 +13,7 @@ import pytest
 from spillshim import program, remember
 
 RECORD = {
-    "version": 1, "keep": 40 << 20, "waits": 7, "steady": True, "when": "exit", "pid": 1, "exe": "/bin/llama", "limit": 1 << 30,
+    "version": 1, "keep": 40 << 20, "after": 2, "waits": 7, "rest": 1, "steady": True, "when": "exit", "pid": 1, "exe": "/bin/llama", "limit": 1 << 30,
     "index": 0, "size": 3 << 28, "kept": 0, "vram_peak": 1, "ram_peak": 2, "native_peak": 3, "promoted_bytes": 4,
     "demoted_bytes": 5, "regions": 2, "allocations": [[3 << 28, 1 << 20, 1], [40 << 20, 0, 0]],
 }  # fmt: skip

@@ -110,7 +110,8 @@ static void run(const char *root, bool second, struct outcome *out)
     spill_unlock();
     for (uint32_t i = 0; i < count; i++)
         if (late[i].payer)
-            out->known[out->count++] = (struct known){ late[i].index, late[i].size, { late[i].need, late[i].waits, true } };
+            out->known[out->count++] = (struct known){ late[i].index, late[i].size, 
+                                                       { late[i].need, late[i].after, late[i].waits, late[i].rest, true } };
     out->moved = spill_move_stats()->promoted_bytes + spill_move_stats()->demoted_bytes;
     CHECK(!second || frees || !out->moved);
     check_placement(held, start);
