@@ -34,11 +34,11 @@ def work(run_sim, packages):
     path = ":".join(str(packages(one, timeout=1800)) for one in (TORCH, AIMDO))
     runtimes = [str(library) for library in native.sim_runtimes(run_sim.sim)]
 
-    def run(*, shim: bool, report: str = "vram", library: Path | None = None):
+    def run(*, shim: bool, report: str = "vram", library: Path | None = None, sim: dict[str, str] | None = None):
         env = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "SPILLSHIM_REPORT": report}
         env["LD_PRELOAD"] = ":".join([*([str(run_sim.library)] if shim else []), *runtimes])
         program = [sys.executable, PROGRAM, str(WEIGHTS), *([library] if library else [])]
-        result = run_sim(program, vram=f"{VRAM}M", shim=shim, env=env, timeout=280)
+        result = run_sim(program, vram=f"{VRAM}M", shim=shim, env=env, sim=sim, timeout=280)
         assert result.returncode == 0, f"ended with {result.returncode}\n{result.stdout[-1000:]}\n{result.stderr[-3000:]}"
         return json.loads(result.stdout.splitlines()[-1]), result
 
@@ -54,9 +54,10 @@ def check_it_offloads(facts) -> None:
     assert total == VRAM * MIB and 0 < free < total
 
 
-def test_it_offloads_without_the_shim(work):
-    facts, _ = work(shim=False)
+def test_it_offloads_without_the_shim(work, calls):
+    facts, _ = work(shim=False, sim=calls.sim)
     check_it_offloads(facts)
+    calls.check(f"ComfyUI's offloader ({AIMDO}, {TORCH})")
 
 
 @pytest.mark.parametrize("report", REPORTS)

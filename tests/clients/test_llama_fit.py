@@ -86,11 +86,15 @@ def test_with_its_profile_an_unset_context_takes_no_more_than_vram(llama_server,
     assert spilled(server.end()) == 0
 
 
-def test_layers_by_order_end_the_fit_after_it_has_shrunk_the_context(llama_server):
-    """The other way to keep all layers: the context is still fitted, to its least here, and everything past VRAM spills."""
-    server = llama_server("a", vram=SMALL, env={**MARGIN, "LLAMA_ARG_N_GPU_LAYERS": "all"})
+def test_layers_by_order_end_the_fit_after_it_has_shrunk_the_context(llama_server, profiled):
+    """The profile for all layers on the device: the context is still fitted, to its least here, and everything past VRAM
+    spills."""
+    env = profiled("llama.cpp-gpu", ["llama-server"], MARGIN)
+    assert env["LLAMA_ARG_N_GPU_LAYERS"] == "all" and env["SPILLSHIM_REPORT"] == "vram"
+    server = llama_server("a", vram=SMALL, env=env)
     assert server.loaded().layers == (9, 9) and server.context == 4096
     assert "n_gpu_layers already set by user" in server.log
+    assert server.ask("decode 2") == {"decoded": 2, "failed": 0}
     assert spilled(server.end()) > 100 * MIB
 
 
