@@ -130,11 +130,12 @@ def _word(word: str) -> str:
     return os.path.realpath(word) if os.path.exists(word) else word
 
 
-def key(found: program.Program, argv: Sequence[str], model: str | None = None) -> str:
-    """The name of a program's entry: by its files, and by the model that it was given, or else by all of its arguments."""
+def key(found: program.Program, argv: Sequence[str], model: str | None = None, sizes_given: Sequence[str] = ()) -> str:
+    """The name of a program's entry: by its files, by the model that it was given, or else by all of its arguments, and by what else its
+    profile says that allocations depend on."""
     what = [_identity(path) for path in found.chain or [found.path]]
     given = [_identity(Path(model))] if model is not None else [_word(word) for word in argv[1:]]
-    text = json.dumps([VERSION, what, model is not None, given])
+    text = json.dumps([VERSION, what, model is not None, given, list(sizes_given)])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY_DIGITS]
 
 
@@ -316,12 +317,19 @@ def _what(found: program.Program, argv: Sequence[str], model: str | None) -> str
     return f"{found.path.name} {script}" if script else found.path.name
 
 
-def recall(found: program.Program, argv: Sequence[str], env: Mapping[str, str], profile: str | None = None, model: str | None = None) -> Remembered:
-    """What is remembered of `argv`, for which an entry is made. `env`: the user's, with all that is set already; `profile` and
-    `model`: the profile's name, and the model that it found among the arguments. Never raises for what the cache is like."""
+def recall(
+    found: program.Program,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    profile: str | None = None,
+    model: str | None = None,
+    sizes_given: Sequence[str] = (),
+) -> Remembered:
+    """What is remembered of `argv`, for which an entry is made. `env`: the user's, with all that is set already; `profile`, `model` and
+    `sizes_given`: the profile's name, and what it found among the arguments. Never raises for what the cache is like."""
     if not wanted(env):
         return _NOTHING
-    folder = root() / key(found, argv, model)
+    folder = root() / key(found, argv, model, sizes_given)
     if len(os.fsencode(folder)) > _PATH_MAX:
         return Remembered({}, [f"warning: nothing is remembered: the path {folder} is longer than {_PATH_MAX} bytes"])
     about = About(version=1, what=_what(found, argv, model), program=str(found.path), model=model, profile=profile)

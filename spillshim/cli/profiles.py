@@ -51,6 +51,7 @@ def _as_dict(loaded: profiles.Loaded) -> dict[str, Any]:
         "extends": [base.name for base in one.lineage()][1:],
         "match": [rule.model_dump(exclude_defaults=True) for rule in one.settings.match],
         "model": one.model,
+        "sizes": one.sizes,
         "sets": [
             {"variable": name, "value": value, "condition": condition or None, "from": origin}
             for name, value, condition, origin in _rows(one)

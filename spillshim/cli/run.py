@@ -53,7 +53,7 @@ def command(ctx: click.Context, sim: dict[str, str] | None, profile: str | None,
     if no_remember:
         wanted.variables[remember.VARIABLE] = "0"
     known = {**env, **wanted.variables}
-    past = remember.recall(found, argv, known, applied.profile.name if applied.profile else None, applied.model)
+    past = remember.recall(found, argv, known, applied.profile.name if applied.profile else None, applied.model, applied.sizes)
     wanted.variables.update(past.variables)
     for line in [] if launch.quiet(wanted, env) else past.lines:
         click.echo(f"spillshim: {line}", err=True)

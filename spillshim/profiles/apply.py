@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Applied:
     """`settings` with the profile's variables, of which `added` are the ones that it contributed; `model` as the program's
-    arguments name it. Without a profile the settings are as they were."""
+    arguments name it, `sizes` what else among them decides how much it allocates. Without a profile the settings are as they were."""
 
     settings: launch.Settings
     profile: Profile | None = None
     added: Mapping[str, str] | None = None
     model: str | None = None
+    sizes: Sequence[str] = ()
 
     @property
     def line(self) -> str:
@@ -47,4 +48,4 @@ def apply(
         return Applied(settings)
     own = arguments(argv, found) if found else argv
     filled, added = launch.filled(settings, env, lambda known: chosen.variables(known, own))
-    return Applied(filled, chosen, added, chosen.model_file(own, env))
+    return Applied(filled, chosen, added, chosen.model_file(own, env), chosen.sizes_given(own, env))

@@ -179,6 +179,11 @@ class Settings(_Table):
         description="arguments (and environment variables) that name the model file, so that what is remembered of a run is "
         "kept apart for each model",
     )
+    sizes: list[Condition] | None = Field(
+        None,
+        description="arguments (and environment variables) beside the model on which the sizes of allocations depend, such as the "
+        "context's length; with other values the program starts as if for the first time",
+    )
     source: list[str] = Field([], description="where the facts behind the settings come from")
 
     @model_validator(mode="after")
@@ -198,6 +203,7 @@ class Profile:
     def __init__(self, name: str, file: str, settings: Settings, base: Profile | None = None) -> None:
         self.name, self.file, self.settings, self.base = name, file, settings, base
         self.model: list[str] = settings.model if settings.model is not None else (base.model if base else [])
+        self.sizes: list[str] = settings.sizes if settings.sizes is not None else (base.sizes if base else [])
 
     def lineage(self) -> Iterator[Profile]:
         """This profile, then what it extends, and so on."""
@@ -254,6 +260,16 @@ class Profile:
         if found is None:
             found = next((env[name] for name in self.model if not name.startswith("-") and name in env), None)
         return found
+
+    def sizes_given(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """What `sizes` names, as it was given: `-c`, `8192`, `LLAMA_ARG_BATCH=512`."""
+        found: list[str] = []
+        for index, word in enumerate(argv[1:], 1):
+            if word in self.sizes:
+                found += argv[index : index + 2]
+            elif word.partition("=")[0] in self.sizes:
+                found.append(word)
+        return found + [f"{name}={env[name]}" for name in self.sizes if not name.startswith("-") and name in env]
 
 
 def as_text(value: Any) -> str:

@@ -101,21 +101,22 @@ def test_who_does_not_want_it(run, spillshim, late) -> None:
 
 def test_a_profile_says_which_argument_is_the_model(run, spillshim, late, tmp_path) -> None:
     profile = tmp_path / "late.toml"
-    profile.write_text('summary = "a test"\nmodel = ["-m"]\n')
+    profile.write_text('summary = "a test"\nmodel = ["-m"]\nsizes = ["-c"]\n')
     model, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
     model.write_text("weights")
     other.write_text("other weights")
 
-    def told(path: Path, prompt: str) -> list[str]:
-        lines = said(run(late, 80, 10, "-m", path, "-p", prompt, options=("--profile", profile)))
+    def told(path: Path, *more: str) -> list[str]:
+        lines = said(run(late, 80, 10, "-m", path, *more, options=("--profile", profile)))
         return [line for line in lines if "remembered" in line]
 
-    assert told(model, "hello") == []
-    assert told(model, "another prompt") == [TOLD]
-    assert told(other, "hello") == []
-    assert sorted(entry["about"]["what"] for entry in entries(spillshim)) == ["late with a.gguf", "late with b.gguf"]
+    assert told(model, "-p", "hello") == []
+    assert told(model, "-p", "another prompt") == [TOLD]
+    assert told(model, "-c", "9") == []
+    assert told(other) == []
+    assert sorted(entry["about"]["what"] for entry in entries(spillshim)) == ["late with a.gguf"] * 2 + ["late with b.gguf"]
     profile.write_text('summary = "a test"\nmodel = ["-m"]\n[shim]\nholdback = "20M"\n')
-    assert told(model, "hello") == [], "a profile's holdback goes before what is remembered"
+    assert told(model) == [], "a profile's holdback goes before what is remembered"
 
 
 def test_a_cache_of_somebody_else_keeps_nothing_from_running(run, spillshim, late, tmp_path) -> None:

@@ -316,6 +316,14 @@ def test_the_model_is_found_among_the_arguments(write, argv, env, expected: str 
     assert profiles.named("app").profile.model_file(["app", *argv], env) == expected
 
 
+def test_what_sizes_depend_on_is_told_as_it_was_given(write) -> None:
+    write("app", 'sizes = ["-c", "--ctx", "CTX", "-fa"]')
+    write("more", 'extends = "app"')
+    one = profiles.named("more").profile
+    assert one.sizes_given(["app", "-p", "x", "-c", "8", "--ctx=9", "-fa"], {"CTX": "7", "OTHER": "1"}) == ["-c", "8", "--ctx=9", "-fa", "CTX=7"]
+    assert one.sizes_given(["app"], {}) == []
+
+
 # --- which Python code runs -------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def llama(tmp_path: Path) -> program.Program:
     return program.Program("llama", path, [path])
 
 
-def recall(llama: program.Program, *words: str, env: dict[str, str] | None = None, **more: str) -> remember.Remembered:
+def recall(llama: program.Program, *words: str, env: dict[str, str] | None = None, **more: Any) -> remember.Remembered:
     return remember.recall(llama, ["llama", *words], env or {}, **more)
 
 
@@ -76,6 +77,7 @@ def test_a_named_model_stands_for_all_arguments(llama, tmp_path) -> None:
     assert entry(recall(llama, model=str(tmp_path / "link.gguf"))) == first
     model.write_text("other weights")
     assert entry(recall(llama, "-p", "hello", model=str(model))) != first
+    assert entry(recall(llama, model=str(model), sizes_given=["-c", "8"])) != entry(recall(llama, model=str(model), sizes_given=["-c", "9"]))
     assert entry(recall(llama, model="repo/name")) != entry(recall(llama, model="repo/other")), "not every model is a file"
 
 
