@@ -18,6 +18,7 @@
 #include "tiering/moving.h"
 
 enum { FILE_MAX = 16384, NAME = 80, MAX_FILES = 64 };
+#define DOUBTED UINT64_MAX
 
 /* How each file begins. Python knows it too. */
 #define HEAD "{\"version\": 1, \"keep\": "
@@ -25,7 +26,7 @@ enum { FILE_MAX = 16384, NAME = 80, MAX_FILES = 64 };
 /* One writer at a time, and no large arrays on the stacks of the program's threads. */
 static atomic_flag writing = ATOMIC_FLAG_INIT;
 static struct spill_late list[SPILL_LATE_MAX];
-static uint64_t written[SPILL_LATE_MAX]; /* `need` as it was written down, and 1, by place in the list; 0: not yet */
+static uint64_t written[SPILL_LATE_MAX]; /* by place in the list: `need` as it was written down, and 1; 0: nothing was; or DOUBTED */
 static char text[FILE_MAX];
 static atomic_bool rested;
 
@@ -147,14 +148,15 @@ static bool agrees(const struct spill_late *e)
 
 /* When something is written down. */
 enum when {
+    NOT_NOW,
     AT_REST,
     AT_EXIT,
-    IN_DOUBT, /* at the exit of a program that never came to rest: what it would have needed isn't known */
+    IN_DOUBT, /* less came than was kept, so far: what was known stays, and is not trusted */
 };
 
 static size_t compose(const struct spill_late *e, uint32_t count, enum when when)
 {
-    static const char *const name[] = { "rest", "exit", "doubt" };
+    static const char *const name[] = { "", "rest", "exit", "doubt" };
     const struct spill_recall seen = { e->need, e->after, e->waits, e->rest, agrees(e) }, r = when == IN_DOUBT ? e->was : seen;
     const struct spill_stats *s = spill_stats();
     const struct spill_move_stats *m = spill_move_stats();
@@ -183,19 +185,15 @@ static size_t compose(const struct spill_late *e, uint32_t count, enum when when
     return (size_t)(t.at - text);
 }
 
-static bool worth_writing(const struct spill_late *e, uint64_t was_written, enum when when)
+/* How `e` is to be written down, if at all; `last`: its entry in `written`. */
+static enum when due(const struct spill_late *e, uint64_t last, enum when when)
 {
-    switch (when) {
-    case AT_REST: /* what is known of it is not belittled: the rest may still come */
-        if (e->need < e->was.keep)
-            return false;
-        break;
-    case AT_EXIT:
-        break;
-    case IN_DOUBT: /* it was kept for nothing, as far as one can see: next time nothing shall be */
-        return e->kept && e->need < e->kept - e->kept / 8;
-    }
-    return (e->was.keep || (e->payer && e->need)) && e->need + 1 != was_written;
+    bool in_vain = e->kept && e->need < e->kept - e->kept / 8;
+    if (when == AT_REST && e->was.trusted && e->need < e->was.keep)
+        when = in_vain ? IN_DOUBT : NOT_NOW; /* not kept: what lacks may still come */
+    if (when == IN_DOUBT)
+        return in_vain && last != DOUBTED ? IN_DOUBT : NOT_NOW;
+    return (e->was.keep || (e->payer && e->need)) && e->need + 1 != last ? when : NOT_NOW;
 }
 
 static void write_down(enum when when)
@@ -211,13 +209,14 @@ static void write_down(enum when when)
     for (uint32_t i = 0; i < count && !err; i++) {
         const struct spill_late *e = &list[i];
         char name[NAME];
-        if (!worth_writing(e, written[i], when))
+        enum when how = due(e, written[i], when);
+        if (how == NOT_NOW)
             continue;
         name_of(e->limit, e->index, e->size, name);
         if (folder < 0 && (folder = open_folder()) < 0)
             err = errno;
-        else if (may_add(folder, name) && !(err = replace(folder, name, text, compose(e, count, when))))
-            written[i] = e->need + 1;
+        else if (may_add(folder, name) && !(err = replace(folder, name, text, compose(e, count, how))))
+            written[i] = how == IN_DOUBT ? DOUBTED : e->need + 1;
     }
     if (folder >= 0)
         close(folder);
@@ -232,6 +231,7 @@ void spill_remember_rest(void)
     write_down(AT_REST);
 }
 
+/* Of a program that never came to rest it isn't known what it would have needed. */
 void spill_remember_exit(void)
 {
     if (spill_remember_wanted())

@@ -163,21 +163,35 @@ def test_who_needs_more_than_last_time_is_remembered_so(program):
     assert (program.record(weights)["keep"], program.record(weights)["steady"]) == ((cache + work) * MIB, False)
 
 
-def test_a_killed_program_is_remembered(program, run_sim):
+def kill(program, run_sim, *sizes: int) -> None:
+    """Start it, and kill it at its end."""
     waiting = Path(f"{program.argv[1]}.ready")
-    script = Path(program.argv[1])
-    script.write_text(script.read_text() + f"open({str(waiting)!r}, 'w').close()\nimport time\ntime.sleep(60)\n")
-    process = run_sim.start([*program.argv, *map(str, LATER)], vram=f"{VRAM}M", ram="4G", env=program.env())
+    waiting.unlink(missing_ok=True)
+    script = Path(f"{program.argv[1]}.killed")
+    script.write_text(Path(program.argv[1]).read_text() + f"open({str(waiting)!r}, 'w').close()\nimport time\ntime.sleep(60)\n")
+    process = run_sim.start([program.argv[0], script, *map(str, sizes)], vram=f"{VRAM}M", ram="4G", env=program.env())
     deadline = time.monotonic() + 40
     while not waiting.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    written = program.record(LATER[0])
-    assert written["when"] == "rest" and written["keep"] == 16 * MIB
-    script.write_text(script.read_text().rsplit("open(", 1)[0])
+
+
+def test_a_killed_program_is_remembered(program, run_sim):
+    kill(program, run_sim, *LATER)
+    assert (program.record(LATER[0])["when"], program.record(LATER[0])["keep"]) == ("rest", 16 * MIB)
     assert program(*LATER)["moved"] == 0
+
+
+def test_a_program_that_is_always_killed_is_not_trusted_for_long_either(program, run_sim):
+    """It needs less than it did: in doubt, then seen anew, then trusted."""
+    kill(program, run_sim, *LATER)
+    less = (*LATER[:2], 2, 2, 16 + 8)
+    for told in (("doubt", 16, False), ("rest", 4, False), ("rest", 4, True)):
+        kill(program, run_sim, *less)
+        written = program.record(LATER[0])
+        assert (written["when"], written["keep"] // MIB, written["steady"]) == told
 
 
 def test_a_start_that_failed_while_loading_forgets_nothing_for_long(program):
