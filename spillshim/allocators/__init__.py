@@ -14,7 +14,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from spillshim import native
 from spillshim.errors import SpillshimError
@@ -125,14 +125,14 @@ def hint(tier: str) -> Iterator[None]:
         set_hint(before)
 
 
-def prefer(tier: str) -> "contextmanager[None]":
+def prefer(tier: str) -> AbstractContextManager[None]:
     """`with prefer("ram"):` what this thread allocates goes to RAM as long as the budget has any, and stays there.
 
     From 2 MiB on; what is smaller stays with the driver."""
     return hint(checked("prefer", tier, "ram"))
 
 
-def keep(tier: str) -> "contextmanager[None]":
+def keep(tier: str) -> AbstractContextManager[None]:
     """`with keep("vram"):` what this thread allocates is in VRAM and is never moved out of it; out-of-memory where VRAM has no
     room that other managed memory could give up."""
     return hint(checked("keep", tier, "vram"))

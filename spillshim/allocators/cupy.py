@@ -14,6 +14,7 @@ error on which it gives its cache back and tries again; each hint has a pool of 
 from __future__ import annotations
 
 import functools
+import importlib
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -27,10 +28,9 @@ __all__ = ["allocator", "cold", "in_ram", "keep", "pool", "prefer", "use"]
 @functools.cache
 def _cupy() -> ModuleType:
     try:
-        import cupy
+        return importlib.import_module("cupy")
     except ImportError as error:
         raise SpillshimError(f"spillshim.allocators.cupy needs CuPy: {error}") from error
-    return cupy
 
 
 def allocator(tier: str = "") -> Any:

@@ -12,6 +12,7 @@ one of RMM's pools belongs in front of it; a MemoryError in the callback becomes
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -24,10 +25,9 @@ __all__ = ["resource"]
 @functools.cache
 def _rmm() -> ModuleType:
     try:
-        import rmm
+        return importlib.import_module("rmm")
     except ImportError as error:
         raise SpillshimError(f"spillshim.allocators.rmm needs RMM: {error}") from error
-    return rmm
 
 
 def resource(tier: str = "", device: int = 0) -> Any:

@@ -11,7 +11,7 @@
         cache = torch.empty(...)
     spill.cold(table)                  # not needed soon
 
-Called by programs; needs PyTorch with torch.cuda.MemPool (2.7 or newer), which is imported at the first call. Rules: PyTorch's own
+Called by programs; needs a PyTorch with torch.cuda.MemPool (tried: 2.15), which is imported at the first call. Rules: PyTorch's own
 caching allocator stays in front, so frees are rare and out-of-memory is PyTorch's; each hint has a pool of its own, because what is
 cached in one must not be reused for the other.
 """
@@ -19,6 +19,7 @@ cached in one must not be reused for the other.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
@@ -33,14 +34,14 @@ __all__ = ["allocator", "cold", "empty_cache", "in_ram", "keep", "pool", "prefer
 @functools.cache
 def _torch() -> ModuleType:
     try:
-        import torch
+        found = importlib.import_module("torch")
     except ImportError as error:
         raise SpillshimError(f"spillshim.allocators.torch needs PyTorch: {error}") from error
-    if torch.version.cuda is None:
-        raise SpillshimError(f"spillshim.allocators.torch needs PyTorch for CUDA; {torch.__version__} is built without it")
-    if not hasattr(torch.cuda, "MemPool") or not hasattr(torch.cuda, "use_mem_pool"):
-        raise SpillshimError(f"PyTorch {torch.__version__} has no torch.cuda.MemPool", "2.7 or newer has.")
-    return torch
+    if found.version.cuda is None:
+        raise SpillshimError(f"spillshim.allocators.torch needs PyTorch for CUDA; {found.__version__} is built without it")
+    if not hasattr(found.cuda, "MemPool") or not hasattr(found.cuda, "use_mem_pool"):
+        raise SpillshimError(f"PyTorch {found.__version__} has no torch.cuda.MemPool", "Take a newer one (tried: 2.15).")
+    return found
 
 
 @functools.cache

@@ -553,4 +553,4 @@ def test_a_library_that_is_not_installed(script):
     )
     said = told["said"]
     assert [f"needs {name}: " in line for name, line in zip(("PyTorch", "CuPy", "RMM"), said, strict=False)] == [True] * 3
-    assert "built without it" in said[3] and "no torch.cuda.MemPool\n  2.7 or newer has." in said[4]
+    assert "built without it" in said[3] and "no torch.cuda.MemPool\n  Take a newer one" in said[4]

@@ -70,7 +70,7 @@ def test_the_library_has_no_search_path(libspillshim: Path) -> None:
 
 def allocator_symbols() -> set[str]:
     header = (REPOSITORY / "csrc" / "shim" / "allocator.h").read_text()
-    return set(re.findall(r"^SPILL_API .*?(spill_\w+)\(", header, re.M))
+    return set(re.findall(r"^SPILL_API .*?(spill_\w+)\(", header, re.MULTILINE))
 
 
 def test_the_library_exports_its_hooks_and_its_allocator_and_nothing_else(libspillshim: Path) -> None:

@@ -2,7 +2,7 @@
 """RMM with spillshim.allocators. Called by test_allocators.py; prints one JSON object."""
 
 import rmm
-from shell import *  # noqa: F403
+from shell import *
 
 from spillshim.allocators import in_ram
 from spillshim.allocators import rmm as spill
