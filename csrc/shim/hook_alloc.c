@@ -46,7 +46,7 @@ static CUresult allocate(int device, size_t size, CUdeviceptr *out)
     CUresult r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
     /* Rather than give a small one a granule of RAM: it may be read at every step, and only the first of many comes here. What is to
      * be kept in VRAM has no other resort. */
-    if ((!managed || hint == SPILL_HINT_VRAM) && spill_soft_heard(size) && spill_worth_retrying(r, size)) {
+    if ((managed ? hint == SPILL_HINT_VRAM : spill_soft_heard(size)) && spill_worth_retrying(r, size)) {
         r = managed ? spill_seen(spill_alloc(size, out)) : native(device, size, out);
         if (r == CUDA_SUCCESS)
             spill_soft_unheard();
