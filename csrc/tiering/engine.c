@@ -285,7 +285,9 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
     }
     if (backend == SPILL_BACKEND_NONE)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *soft = *soft || (hint != SPILL_HINT_RAM && spill_soft_oom(size)); /* who asks for RAM is short of nothing */
+    /* Who asks for RAM is short of nothing, nor is who fits but for what is kept for others: the driver alone would give him all of it. */
+    bool lacks = hint != SPILL_HINT_RAM && !(d->vmm && in->size + d->headroom <= in->vram_free);
+    *soft = *soft || (lacks && spill_soft_oom(size));
     if (*soft)
         return CUDA_ERROR_OUT_OF_MEMORY;
     *fixed = !chunked;
