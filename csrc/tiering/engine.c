@@ -278,10 +278,17 @@ static CUresult decide(const struct spill_device *d, int device, size_t size, co
         return d->vmm ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     enum spill_backend backend = settings->spill ? spill_backend(device)->backend : SPILL_BACKEND_NONE;
     bool chunked = d->vmm && backend <= SPILL_BACKEND_HOST;
-    if ((!chunked || !may_mix()) && fits && hint != SPILL_HINT_RAM) {
-        /* Without chunks in RAM, or both tiers in a region, the choice is all or nothing: all in VRAM is what the driver would have done. */
+    if (!chunked && fits && hint != SPILL_HINT_RAM) {
+        /* Without chunks in RAM the choice is all or nothing: all in VRAM is what the driver would have done. */
         spill_place(&plain, out);
         return CUDA_SUCCESS;
+    }
+    if (chunked && !may_mix() && hint != SPILL_HINT_RAM) {
+        /* All or nothing too, but what else the program allocates can't spill: it keeps the headroom. */
+        plain.headroom = in->headroom;
+        spill_place(&plain, out);
+        if (!out->ram)
+            return CUDA_SUCCESS;
     }
     if (backend == SPILL_BACKEND_NONE)
         return CUDA_ERROR_OUT_OF_MEMORY;

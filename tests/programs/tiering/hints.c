@@ -185,9 +185,14 @@ static void blind(void)
     CUdeviceptr p = allocated(SPILL_HINT_NONE, 40 * MIB, 10), q = allocated(SPILL_HINT_NONE, 26 * MIB, 11);
     CHECK(region_of(p)->ram_bytes == 0 && region_of(q)->ram_bytes == 26 * MIB);
     freed(q);
-    q = allocated(SPILL_HINT_NONE, 24 * MIB, 11); /* the headroom is no reason to be in RAM whole */
-    CHECK(region_of(q)->ram_bytes == 0);
-    freed(q);
+    /* Who can't spill keeps the headroom; the holdback is for who could. */
+    q = allocated(SPILL_HINT_NONE, 18 * MIB, 11);
+    CHECK(region_of(q)->ram_bytes == 18 * MIB);
+    freed(q), freed(p);
+    settings.insist_on_holdback = true, spill_device(0)->holdback = 32 * MIB;
+    p = allocated(SPILL_HINT_NONE, 40 * MIB, 10);
+    CHECK(region_of(p)->ram_bytes == 0);
+    settings.insist_on_holdback = false, spill_device(0)->holdback = 0;
     /* The VRAM is gone when it comes to it: then RAM whole. */
     calls = 0, fail_with = CUDA_ERROR_OUT_OF_MEMORY;
     unsigned whole = 0;
