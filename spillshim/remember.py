@@ -19,14 +19,13 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from spillshim import program, sizes
 
@@ -44,46 +43,52 @@ class Untrusted(Exception):
     """A folder or file that is ignored; the message says which and why."""
 
 
-class Record(BaseModel):
+@dataclass(frozen=True)
+class Record:
     """What a process needed beside one allocation. Bytes; see struct spill_late (csrc/tiering/tiering.h)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    version: Literal[1]
-    keep: NonNegativeInt  # VRAM that came to be needed after it
-    after: NonNegativeInt  # allocations that came until then
-    waits: NonNegativeInt  # times that the program had waited for the GPU until the last of them
-    rest: NonNegativeInt  # and from there on
+    version: int
+    keep: int  # VRAM that came to be needed after it
+    after: int  # allocations that came until then
+    waits: int  # times that the program had waited for the GPU until the last of them
+    rest: int  # and from there on
     steady: bool  # it was so each time
-    when: Literal["rest", "exit", "doubt"]
-    pid: NonNegativeInt
+    when: str  # it was written down: at "rest", at "exit", in "doubt"
+    pid: int
     exe: str
-    limit: NonNegativeInt  # VRAM of the device that might be used
-    index: NonNegativeInt  # its place among the allocations of its device, from 0
-    size: NonNegativeInt
-    kept: NonNegativeInt  # VRAM that was kept for the others because of what was remembered then
-    vram_peak: NonNegativeInt
-    ram_peak: NonNegativeInt
-    native_peak: NonNegativeInt
-    promoted_bytes: NonNegativeInt  # moved while it ran
-    demoted_bytes: NonNegativeInt
-    regions: NonNegativeInt  # made in all
-    allocations: list[tuple[int, int, int]]  # size, bytes in RAM, whether it was there when placement last came to rest
+    limit: int  # VRAM of the device that might be used
+    index: int  # its place among the allocations of its device, from 0
+    size: int
+    kept: int  # VRAM that was kept for the others because of what was remembered then
+    vram_peak: int
+    ram_peak: int
+    native_peak: int
+    promoted_bytes: int  # moved while it ran
+    demoted_bytes: int
+    regions: int  # made in all
+    allocations: list[list[int]]  # size, bytes in RAM, whether it was there when placement last came to rest
 
 
-class About(BaseModel):
+@dataclass(frozen=True)
+class About:
     """Whose an entry is."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    version: Literal[1]
+    version: int
     what: str
     program: str
     model: str | None
     profile: str | None
 
 
-_Content = TypeVar("_Content", bound=BaseModel)
+_Content = TypeVar("_Content", Record, About)
+_IS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int and 0 <= value < 1 << 64,
+    "bool": lambda value: type(value) is bool,
+    "str": lambda value: type(value) is str,
+    "str | None": lambda value: value is None or type(value) is str,
+    "list[list[int]]": lambda value: type(value) is list
+    and all(type(one) is list and len(one) == 3 and all(map(_IS["int"], one)) for one in value),
+}
 
 
 @dataclass
@@ -102,8 +107,8 @@ class Entry:
             "key": self.key,
             "folder": str(self.folder),
             "used": datetime.fromtimestamp(self.used).astimezone().isoformat(timespec="seconds"),
-            "about": self.about.model_dump() if self.about else None,
-            "records": [record.model_dump() for record in self.records],
+            "about": asdict(self.about) if self.about else None,
+            "records": [asdict(record) for record in self.records],
             "ignored": self.ignored,
         }
 
@@ -169,11 +174,16 @@ def _read(path: Path, what: type[_Content]) -> _Content:
     if len(text) > _MOST_BYTES:
         raise Untrusted(f"{path} is longer than {_MOST_BYTES} bytes")
     try:
-        return what.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Untrusted(f"{path} is damaged or of another version: {place + ': ' if place else ''}{first['msg']}") from error
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Untrusted(f"{path} is damaged: {error}") from error
+    known = {one.name: str(one.type) for one in fields(what)}
+    if type(data) is not dict or data.get("version") != VERSION or data.keys() != known.keys():
+        raise Untrusted(f"{path} is damaged or of another version: it is none of version {VERSION}")
+    for name, kind in known.items():
+        if not _IS[kind](data[name]):
+            raise Untrusted(f"{path} is damaged: {name} is {str(data[name])[:40]!r}, not {kind}")
+    return what(**data)
 
 
 def _record(path: Path) -> Record:
@@ -276,7 +286,7 @@ def _prepare(folder: Path, about: About) -> Entry:
     entry = _entry(folder)
     if entry.about != about:
         draft = folder / f".{os.getpid()}.about"
-        draft.write_text(about.model_dump_json(indent=1) + "\n")
+        draft.write_text(json.dumps(asdict(about), indent=1) + "\n")
         draft.chmod(0o600)
         os.replace(draft, folder / _ABOUT)  # whole or not at all; a link is replaced, never followed
     else:
@@ -332,7 +342,7 @@ def recall(
     folder = root() / key(found, argv, model, sizes_given)
     if len(os.fsencode(folder)) > _PATH_MAX:
         return Remembered({}, [f"warning: nothing is remembered: the path {folder} is longer than {_PATH_MAX} bytes"])
-    about = About(version=1, what=_what(found, argv, model), program=str(found.path), model=model, profile=profile)
+    about = About(version=VERSION, what=_what(found, argv, model), program=str(found.path), model=model, profile=profile)
     try:
         entry = _prepare(folder, about)
     except Untrusted as error:

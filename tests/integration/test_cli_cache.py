@@ -134,7 +134,7 @@ def test_a_spoilt_file_is_told_once_and_replaced(run, spillshim, late) -> None:
     (path,) = Path(entry["folder"]).glob("*-*.json")
     path.write_text(path.read_text()[:100])
     (line,) = said(run(late, 80, 10))
-    assert line.startswith(f"spillshim: warning: ignored: {path} is damaged or of another version")
+    assert line.startswith(f"spillshim: warning: ignored: {path} is damaged: ")
     assert said(run(late, 80, 10)) == [TOLD]
 
 
