@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,20 +265,27 @@ def test_records_written_longest_ago_go_first(llama, monkeypatch) -> None:
     assert [path.name for path in folder.glob(".*")] == [f".{os.getpid()}"]
 
 
-def _start_often(found: program.Program, number: int) -> None:
-    for n in range(20):
-        put(entry(recall(found, str(n % 5))), index=number)
+# argv: a program, a record's text, its name. Starts the program twenty times, with five different arguments, and writes each time.
+START_OFTEN = """
+import sys
+from pathlib import Path
+from spillshim import program, remember
+path = Path(sys.argv[1])
+for n in range(20):
+    found = remember.recall(program.Program("llama", path, [path]), ["llama", str(n % 5)], {})
+    file = Path(found.variables[remember.VARIABLE]) / sys.argv[3]
+    file.touch(mode=0o600)
+    file.write_text(sys.argv[2])
+"""
 
 
-def test_writers_at_the_same_time_disturb_nobody(llama, monkeypatch) -> None:
-    monkeypatch.setattr(remember, "MOST_ENTRIES", 8)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_start_often, args=(llama, number)) for number in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
+def test_writers_at_the_same_time_disturb_nobody(llama, tmp_path) -> None:
+    workers = []
+    for index in range(4):
+        record = put(tmp_path, index=index)
+        command = [sys.executable, "-c", START_OFTEN, str(llama.path), record.read_text(), record.name]
+        workers.append(subprocess.Popen(command, cwd=tmp_path))
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
     found, ignored = remember.entries()
     assert len(found) == 5 and not ignored
     assert all(one.about and not one.ignored and [record.index for record in one.records] == [0, 1, 2, 3] for one in found)
