@@ -228,8 +228,9 @@ static void say_first_spill(const struct spill_region *region)
     if (said)
         return;
     said = true;
-    spill_log(SPILL_LOG_WARN, "VRAM is full: %s of an allocation of %s now live in RAM and are read over the link "
-              "(backend %s; silence with SPILLSHIM_LOG=error)", spill_size_text(region->ram_bytes, ram),
+    spill_log(SPILL_LOG_WARN, "%s: %s of an allocation of %s now live in RAM and are read over the link "
+              "(backend %s; silence with SPILLSHIM_LOG=error)",
+              may_mix() ? "VRAM is full" : "VRAM cannot hold all of it", spill_size_text(region->ram_bytes, ram),
               spill_size_text(region->size, all), spill_backend_name(spill_backend_known()));
 }
 
