@@ -7,7 +7,7 @@ import pytest
 from engine import engine_program, objects  # noqa: F401  (fixtures)
 
 
-@pytest.mark.parametrize(("seed", "programs"), [(1, 6), pytest.param(1000, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "programs"), [(1, 6), pytest.param(1000, 40, marks=pytest.mark.slow)])
 def test_a_second_run_moves_nothing(engine_program, tmp_path, run_sim, seed, programs):  # noqa: F811
     print("seed", seed)
     (tmp_path / "root" / "proc").mkdir(parents=True)
