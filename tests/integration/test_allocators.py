@@ -472,7 +472,7 @@ def test_nothing_is_intercepted_without_the_preload(script):
     assert told["result"] == 2 and told["small"] == 0 and told["type"] == 2
 
 
-# --- the libraries' modules (the libraries themselves: tests/clients/test_allocators.py, tests/gpu/apps/app_allocators.py) -------------
+# --- the libraries' modules (the libraries themselves: tests/clients/test_allocators_released.py, tests/gpu/apps/app_allocators.py) -------------
 
 
 @BOTH

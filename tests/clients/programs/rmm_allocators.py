@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMM with spillshim.allocators. Called by test_allocators.py; prints one JSON object."""
+"""RMM with spillshim.allocators. Called by test_allocators_released.py; prints one JSON object."""
 
 import rmm
 from shell import *

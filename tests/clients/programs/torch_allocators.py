@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch with spillshim.allocators: `torch_allocators.py plain|pool|hints|graph`. Called by test_allocators.py.
+"""PyTorch with spillshim.allocators: `torch_allocators.py plain|pool|hints|graph`. Called by test_allocators_released.py.
 
 Kernels do nothing on the simulated GPU, so what is compared was copied there and back. Prints one JSON object.
 """
