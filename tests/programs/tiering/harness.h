@@ -170,6 +170,18 @@ static inline void check_empty(size_t free_at_start)
     CHECK(spill_stats()->managed_bytes == 0 && spill_stats()->spilled_bytes == 0 && spill_stats()->vram_bytes == 0);
 }
 
+/* Each driver call of `run` fails, one after another, and with `pairs` two of them; it answers whether the last one was reached. */
+static inline void calls_fail(const char *what, bool (*run)(long first, long second), bool pairs)
+{
+    long singles = 1, doubles = 0;
+    for (; run(singles, 0); singles++)
+        ;
+    for (long first = 1; pairs && first < singles; first++)
+        for (long second = first + 1; run(first, second); second++)
+            doubles++;
+    printf("%s: %ld driver calls, %ld pairs\n", what, singles - 1, doubles);
+}
+
 /* What stands at address `p`, a multiple of 8. */
 static uint64_t word_of(CUdeviceptr p, unsigned salt) { return (p ^ ((uint64_t)salt << 40)) * 0x9e3779b97f4a7c15ull; }
 

@@ -256,17 +256,6 @@ static bool faulty_kept(long first, long second)
     return reached;
 }
 
-static void sweep(const char *what, bool (*run)(long first, long second), bool pairs)
-{
-    long singles = 1, doubles = 0;
-    for (; run(singles, 0); singles++)
-        ;
-    for (long first = 1; pairs && first < singles; first++)
-        for (long second = first + 1; run(first, second); second++)
-            doubles++;
-    printf("%s: %ld driver calls, %ld pairs\n", what, singles - 1, doubles);
-}
-
 int main(int argc, char **argv)
 {
     if (argc < 2)
@@ -283,11 +272,11 @@ int main(int argc, char **argv)
     cold();
     refusals();
     blind();
-    sweep("cold", faulty_cold, argc > 2);
+    calls_fail("cold", faulty_cold, argc > 2);
     CUdeviceptr others;
     CHECK(real.cuMemAlloc_v2(&others, 40 * MIB) == CUDA_SUCCESS);
     start = free_vram();
-    sweep("kept", faulty_kept, argc > 2);
+    calls_fail("kept", faulty_kept, argc > 2);
     printf("ok\n");
     return 0;
 }

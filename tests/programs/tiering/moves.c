@@ -258,17 +258,6 @@ static bool faulty_reclaim(long first, long second)
     return reached;
 }
 
-static void sweep(const char *what, bool (*run)(long first, long second), bool pairs)
-{
-    long singles = 1, doubles = 0;
-    for (; run(singles, 0); singles++)
-        ;
-    for (long first = 1; pairs && first < singles; first++)
-        for (long second = first + 1; run(first, second); second++)
-            doubles++;
-    printf("%s: %ld driver calls, %ld pairs\n", what, singles - 1, doubles);
-}
-
 int main(int argc, char **argv)
 {
     if (argc < 2)
@@ -285,10 +274,10 @@ int main(int argc, char **argv)
     late(true);
     late(false);
     reclaims();
-    sweep("move to RAM", faulty_to_ram, argc > 2);
-    sweep("move to RAM of a part", faulty_to_ram_in_part, argc > 2);
-    sweep("move to VRAM", faulty_to_vram, argc > 2);
-    sweep("reclaim", faulty_reclaim, argc > 2);
+    calls_fail("move to RAM", faulty_to_ram, argc > 2);
+    calls_fail("move to RAM of a part", faulty_to_ram_in_part, argc > 2);
+    calls_fail("move to VRAM", faulty_to_vram, argc > 2);
+    calls_fail("reclaim", faulty_reclaim, argc > 2);
     printf("ok\n");
     return 0;
 }
