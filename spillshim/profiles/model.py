@@ -36,6 +36,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _beside(text: str) -> str:
+    if not text.strip("./") or text.startswith("/") or "\0" in text:
+        raise ValueError(f"{text!r} is no path beside a file: it must be relative, and not the folder itself")
+    return text
+
+
 def _condition(text: str) -> str:
     if not re.fullmatch(r"--?[A-Za-z0-9][\w.-]*|[A-Za-z_]\w*(=.*)?", text, re.ASCII | re.DOTALL):
         raise ValueError(f"{text!r} is no argument (-x, --name) and no variable (NAME, NAME=VALUE)")
@@ -47,6 +53,7 @@ PLAIN, WHEN = "plain", "when"  # which form a value has, in the places that pyda
 Size = Annotated[str, AfterValidator(_size)]
 PlainSize = Annotated[str, AfterValidator(_plain_size)]
 Name = Annotated[str, AfterValidator(_name)]
+Beside = Annotated[str, AfterValidator(_beside)]
 Condition = Annotated[str, AfterValidator(_condition)]
 
 
@@ -102,7 +109,7 @@ class Match(_Table):
         "read from its source, nothing is executed",
     )
     needs: list[Name] = Field([], description="library that the program is linked with (DT_NEEDED), with * and ?")
-    beside: list[str] = Field(
+    beside: list[Beside] = Field(
         [], description="paths that must all exist beside the script or else the executable, with * and ?"
     )
 

@@ -115,7 +115,7 @@ class _Subject:
         if kind == "beside":
             try:
                 return any(self.beside.glob(wanted))
-            except (OSError, ValueError, NotImplementedError):
+            except (OSError, ValueError):  # a folder that cannot be read, a pattern such as a**
                 return False
         return any(name == wanted or name.startswith(wanted + ".") for name in self.imports)
 

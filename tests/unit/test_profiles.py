@@ -79,6 +79,8 @@ def wrong(name: str = "bad") -> str:
         ('[[match]]\nexecutabel = ["a"]', "line 3: match[0].executabel: unknown key; did you mean 'executable'?"),
         ("[[match]]", "line 2: match[0]: an empty [[match]] would match every program"),
         ('[[match]]\nexecutable = ["/usr/bin/x"]', "match[0].executable[0]: '/usr/bin/x' is not the name of a file"),
+        ('[[match]]\nbeside = ["/opt/x"]', "match[0].beside[0]: '/opt/x' is no path beside a file: it must be relative"),
+        ('[[match]]\nbeside = [""]', "match[0].beside[0]: '' is no path beside a file"),
         ('match = "x"', "line 2: match: expected a list, not 'x'"),
         ('shim = "x"', "line 2: shim: expected a table"),
         ("[environment]\nGOOD = 5", "line 3: environment.GOOD: expected a string, not 5"),
